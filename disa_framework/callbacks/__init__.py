@@ -1,0 +1,8 @@
+"""Lightning callbacks, and the folder they write to."""
+
+from disa_framework.callbacks.image_writer import ImageWriter
+from disa_framework.callbacks.last_checkpoint import LastCheckpoint
+from disa_framework.callbacks.samples import SampleFolder
+from disa_framework.callbacks.throughput import Throughput
+
+__all__ = ["ImageWriter", "LastCheckpoint", "SampleFolder", "Throughput"]

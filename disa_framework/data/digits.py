@@ -1,0 +1,153 @@
+"""Handwritten digits, 8x8 pixels, shipped with scikit-learn: data that need no download.
+
+Letters: `B` images in a batch, `N` images in the set.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from disa_framework.metrics.images import to_uint8
+
+Polarity = Literal["random", "plain"]
+
+NUM_DIGITS = 1797
+SPLIT_SEED = 0
+
+
+def digits(polarity: Polarity = "random") -> tuple[Tensor, Tensor]:
+    """All digits, in scikit-learn's order.
+
+    With "random" polarity an image is inverted with probability one half. Both signs of every image are
+    in the set, which is that distribution exactly and needs no draw: image `i` and its inverse `i + 1797`.
+
+    Args:
+        polarity: "random" (N = 3594) or "plain", bright strokes on black (N = 1797).
+
+    Returns:
+        Images, float32 `[N, 1, 8, 8]` in [-1, 1], and their classes, int64 `[N]`.
+
+    Raises:
+        ValueError: unknown polarity.
+    """
+    _check_polarity(polarity)
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 8 - 1
+    labels = torch.from_numpy(classes).long()
+    if polarity == "random":
+        images, labels = torch.cat([images, -images]), torch.cat([labels, labels])
+    return images, labels
+
+
+def split(validation_size: int) -> tuple[Tensor, Tensor]:
+    """Which of the 1797 digits are for training and which for validation: the same in every run.
+
+    Returns:
+        Two index vectors, int64, that share nothing and together name every digit once.
+
+    Raises:
+        ValueError: `validation_size` leaves one side empty.
+    """
+    if not 1 <= validation_size < NUM_DIGITS:
+        raise ValueError(
+            f"validation_size={validation_size}: must leave at least one of the {NUM_DIGITS} digits on each "
+            f"side; give a number from 1 to {NUM_DIGITS - 1}"
+        )
+    order = torch.randperm(NUM_DIGITS, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return order[validation_size:], order[:validation_size]
+
+
+class DigitsData(LightningDataModule):
+    """The digits, split into training and validation, with batches `(images, labels)`.
+
+    Images are float32 `[B, 1, 8, 8]` in [-1, 1], labels int64 `[B]`. A digit and its inverse are always on
+    the same side of the split. Epochs are ordered by the seed of `seed_everything`; the state of the global
+    random generator is left as it was.
+
+    Args:
+        polarity: "random" makes light-on-dark or dark-on-light a decision of the whole image, so the first
+            tokens have to make it; "plain" is the digits as they are.
+        batch_size: images per batch; the last, smaller batch of a training epoch is dropped.
+        validation_size: how many of the 1797 digits are held out ("random" holds out both signs of each).
+        num_workers: loader processes; 0 loads in the main one.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self,
+        polarity: Polarity = "random",
+        batch_size: int = 128,
+        validation_size: int = 297,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_polarity(polarity)
+        train, val = split(validation_size)
+        train_size = len(train) * (2 if polarity == "random" else 1)
+        if not 1 <= batch_size <= train_size:
+            raise ValueError(
+                f"batch_size={batch_size}: must be from 1 to the {train_size} training images; "
+                "give a smaller batch_size, or hold out fewer digits with validation_size"
+            )
+        self.polarity: Polarity = polarity
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._train_indices, self._val_indices = train, val
+
+    def train_dataset(self) -> TensorDataset:
+        """Training images and labels, `[N, 1, 8, 8]` and `[N]`."""
+        return self._subset(self._train_indices)
+
+    def val_dataset(self) -> TensorDataset:
+        """Held-out images and labels, `[N, 1, 8, 8]` and `[N]`."""
+        return self._subset(self._val_indices)
+
+    def reference_images(self) -> Tensor:
+        """The training images as uint8 `[N, 1, 8, 8]`: what reference statistics are made of."""
+        return to_uint8(self.train_dataset().tensors[0])
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Shuffled batches, all of `batch_size` images."""
+        return self._loader(self.train_dataset(), train=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Held-out batches in a fixed order; the last may be smaller."""
+        return self._loader(self.val_dataset(), train=False)
+
+    def _subset(self, indices: Tensor) -> TensorDataset:
+        images, labels = digits(self.polarity)
+        # Row s holds sign s of every digit, so one index selects a digit with all its signs.
+        by_sign = images.reshape(-1, NUM_DIGITS, 1, 8, 8)[:, indices]
+        return TensorDataset(by_sign.flatten(0, 1), labels.reshape(-1, NUM_DIGITS)[:, indices].flatten())
+
+    def _loader(self, dataset: TensorDataset, train: bool) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=train,
+            drop_last=train,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_collate,
+            # Without a generator of its own a loader would draw from the global one, for validation too.
+            generator=torch.Generator().manual_seed(torch.initial_seed()),
+        )
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _check_polarity(polarity: str) -> None:
+    if polarity not in get_args(Polarity):
+        raise ValueError(f"polarity={polarity!r}: must be one of {get_args(Polarity)}; give one of them")

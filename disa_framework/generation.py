@@ -1,0 +1,143 @@
+"""The generation loop, the only one: backbone, schedule, solver, stage after stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from disa_framework.guidance import Guidance
+from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.noise import NoiseSource, PhiloxNoise
+from disa_framework.schedules import StepSchedule
+from disa_framework.solvers import Solver
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a finished stage leaves behind for schedules and observers.
+
+    Attributes:
+        stage: `k`.
+        steps: `T(k)` as scheduled.
+        evaluations: how often the head was evaluated.
+        tokens: tokens of one sample that were drawn.
+    """
+
+    stage: int
+    steps: int
+    evaluations: int
+    tokens: int
+
+
+class Observer:
+    """Watches a run without taking part in it; override what is of interest."""
+
+    def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:
+        """Before the first stage."""
+
+    def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
+        """After the backbone, before the head."""
+
+    def accepted(self, record: StageRecord, tokens: Tensor) -> None:
+        """After a stage, with its tokens `[B, n, D]`."""
+
+
+@torch.inference_mode()
+def generate(
+    model: ARDiffusionModel,
+    condition: Tensor | None = None,
+    *,
+    schedule: StepSchedule,
+    solver: Solver,
+    num_stages: int | None = None,
+    guidance: Guidance | None = None,
+    seed: int = 0,
+    indices: Tensor | None = None,
+    batch_size: int | None = None,
+    noise: NoiseSource | None = None,
+    observers: Sequence[Observer] = (),
+) -> Tensor:
+    """Draws latents `[B, C, H, W]`.
+
+    Args:
+        model: an AR model with a diffusion head.
+        condition: class labels `[B]`; `None` draws unconditional images and needs `batch_size`.
+        schedule: diffusion steps of each stage.
+        solver: turns noise into tokens.
+        num_stages: `K`; by default as many as the model can take.
+        guidance: classifier-free guidance; none by default.
+        seed: of the run.
+        indices: `[B]` places of the samples in the run, 0 … B-1 by default. Sample `i` depends on `seed` and
+            its index alone.
+        batch_size: `B`, where there is no condition.
+        noise: replaces the source made of `seed` and `indices`.
+        observers: are told what happens.
+
+    Raises:
+        ValueError: if inputs do not fit the model or each other; the message says what would.
+    """
+    stages = model.max_stages if num_stages is None else num_stages
+    check_request(model, stages, condition)
+    count = _batch_size(condition, batch_size)
+    places = torch.arange(count) if indices is None else indices
+    if len(places) != count:
+        raise ValueError(f"{count} samples need {count} indices, got {len(places)}")
+    source = PhiloxNoise(seed, places, model.device) if noise is None else noise
+    labels = None if condition is None else condition.to(model.device)
+    state = model.begin(labels, stages, guidance or Guidance(), source, count)
+    for observer in observers:
+        observer.begin(model, stages, count)
+    budget = schedule.budget(stages)
+    history: list[StageRecord] = []
+    for stage in range(stages):
+        proposal = model.propose(state, stage)
+        steps = schedule.steps(stage, budget, history)
+        for observer in observers:
+            observer.proposed(stage, proposal, steps)
+        tokens = solver.sample(
+            proposal.denoise, model.process, steps, partial(source.normal, stage, proposal.shape), model.dtype
+        )
+        state = model.accept(state, proposal, tokens)
+        record = StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0])
+        history.append(record)
+        for observer in observers:
+            observer.accepted(record, tokens)
+    return model.finish(state)
+
+
+def check_request(model: ARDiffusionModel, num_stages: int, labels: Tensor | None) -> None:
+    """Raises a ValueError that says what would fit, if the model cannot draw this.
+
+    Args:
+        model: what is to draw.
+        num_stages: `K`.
+        labels: class labels `[B]`, on the CPU if no synchronisation is wanted, or `None`.
+    """
+    if not 1 <= num_stages <= model.max_stages:
+        raise ValueError(
+            f"num_stages must lie in 1 … {model.max_stages} for this model, got {num_stages}: "
+            "every stage draws at least one token"
+        )
+    if labels is None:
+        return
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"labels must be integers [B], got {labels.dtype} {list(labels.shape)}")
+    outside = labels[(labels < 0) | (labels >= model.num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"labels must lie in 0 … {model.num_classes - 1} for this model, got {outside[0].item()}"
+        )
+
+
+def _batch_size(condition: Tensor | None, batch_size: int | None) -> int:
+    if condition is None:
+        if batch_size is None:
+            raise ValueError("unconditional generation needs batch_size")
+        return batch_size
+    if batch_size not in (None, len(condition)):
+        raise ValueError(f"batch_size={batch_size} contradicts {len(condition)} labels: leave it out")
+    return len(condition)

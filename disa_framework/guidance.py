@@ -1,0 +1,53 @@
+"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): how strong, at which stage, for which `t`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Scale of classifier-free guidance.
+
+    Args:
+        scale: the output is `uncond + scale * (cond - uncond)`. 1 is no guidance, and costs nothing.
+        schedule: `linear` grows from 1 to `scale` as stages fill the image, `constant` holds `scale`.
+        interval: the `t` between which guidance acts, both ends included; 0 is the image, 1 is noise.
+            Outside of it the unconditional branch of the head is not computed.
+    """
+
+    scale: float = 1.0
+    schedule: Literal["linear", "constant"] = "linear"
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance scale must be a finite number, got {self.scale}")
+        if self.schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
+        low, high = self.interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"guidance interval must satisfy 0 <= low <= high <= 1, got {self.interval}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any stage needs an unconditional branch."""
+        return self.scale != 1.0
+
+    def at(self, progress: float) -> float:
+        """Scale at a stage after which the share `progress` of the image exists."""
+        return self.scale if self.schedule == "constant" else 1.0 + (self.scale - 1.0) * progress
+
+    def acts(self, t: float) -> bool:
+        """Whether guidance acts at the time `t` in [0, 1]."""
+        low, high = self.interval
+        return self.active and low <= t <= high
+
+
+def combine(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """`uncond + scale * (cond - uncond)`, equation (6) of the paper with `scale = 1 + w`."""
+    return uncond + scale * (cond - uncond)

@@ -1,0 +1,14 @@
+"""FID and Inception Score, and the feature extractors they measure with."""
+
+from disa_framework.metrics.digits import DigitsClassifier, DigitsFeatures, DigitsLogits, agreement
+from disa_framework.metrics.features import FeatureExtractor
+from disa_framework.metrics.images import to_uint8
+
+__all__ = [
+    "DigitsClassifier",
+    "DigitsFeatures",
+    "DigitsLogits",
+    "FeatureExtractor",
+    "agreement",
+    "to_uint8",
+]

@@ -1,0 +1,112 @@
+"""Layers that the families share, with the parameter names of the published checkpoints.
+
+Letters: `B` batch, `L` sequence length, `w` width, `h` heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a joint projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(proj_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, L, 3 w] -> three of [B, h, L, w/h]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm transformer block (ViT, arXiv 2010.11929)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
+        attn_dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, attn_dropout, proj_dropout)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, int(width * mlp_ratio), proj_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TimestepEmbedding(nn.Module):
+    """`[cos(t f), sin(t f)]` with `f_i = exp(-ln(10000) i / 128)`, then two linear layers."""
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embeds times `[...]` as `[..., width]`."""
+        half = self.frequencies // 2
+        places = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t[..., None].float() * torch.exp(-math.log(10000) * places / half)
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive layer norm's affine part (DiT, arXiv 2212.09748)."""
+    return x * (1 + scale) + shift
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """`[B, C, H, W] -> [B, (H/p)(W/p), C p p]`, raster order, channel-major inside a token."""
+    B, C, H, W = latents.shape
+    x = latents.reshape(B, C, H // patch, patch, W // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // patch) * (W // patch), C * patch * patch)
+
+
+def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of `patchify` for latents of the given height and width."""
+    B, _, D = tokens.shape
+    x = tokens.reshape(B, height // patch, width // patch, D // patch**2, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, D // patch**2, height, width)
+
+
+def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
+    """Tokens of `x [B, N, w]` at `places [B, n]`: `[B, n, w]`; `x` may be `[1, N, w]`."""
+    return x.expand(len(places), -1, -1).gather(1, places[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,346 @@
+"""MAR, the masked autoregressive model with a diffusion head (Li et al., arXiv 2406.11838).
+
+Letters: `B` batch, `N` tokens, `D` token channels, `K` stages, `n` tokens of a stage, `m` masked tokens,
+`w` width, `S` buffer slots, `R` repeats of the diffusion loss, `G` guidance branches (1 or 2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from disa_framework.guidance import Guidance, combine
+from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.diffusion_head import DiffusionLoss
+from disa_framework.models.layers import Block, gather_tokens, patchify, unpatchify
+from disa_framework.noise import NoiseSource
+from disa_framework.solvers.process import Cosine, Nodes
+from disa_framework.solvers.table import Denoiser, Step
+
+
+def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
+    """How many tokens stay masked after each stage: a cosine, falling by at least one, 0 at the end."""
+    counts: list[int] = []
+    current = num_tokens
+    for k in range(num_stages - 1):
+        cosine = math.floor(num_tokens * math.cos(math.pi / 2 * (k + 1) / num_stages))
+        current = max(1, min(current - 1, cosine))
+        counts.append(current)
+    return (*counts, 0)
+
+
+@dataclass(frozen=True)
+class MARState:
+    """A run between two stages.
+
+    Attributes:
+        tokens: `[B, N, D]`, 0 where masked.
+        order: `[B, N]`; masked tokens stand in front, so an image is drawn from its end.
+        counts: tokens still masked after each stage.
+        label_embedding: `[G B, w]`, conditional rows first.
+        guidance: of the run.
+    """
+
+    tokens: Tensor
+    order: Tensor
+    counts: tuple[int, ...]
+    label_embedding: Tensor
+    guidance: Guidance
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """Everything random in one evaluation of the training loss.
+
+    Attributes:
+        order: `[B, N]` permutations.
+        masked: how many leading tokens of each order are masked.
+        dropped: `[B]` bool, samples trained without their class.
+        timesteps: `[R, B, m]` int64.
+        noise: `[R, B, m, D]`.
+    """
+
+    order: Tensor
+    masked: int
+    dropped: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+class MAR(ARDiffusionModel):
+    """Class-conditional masked autoregressive generator.
+
+    Args:
+        latent_size: side of the square latents, in latent pixels.
+        latent_channels: `C`.
+        patch_size: side of a token, in latent pixels.
+        num_classes: labels are 0 … num_classes - 1.
+        encoder_width, encoder_depth, encoder_heads: the encoder's transformer.
+        decoder_width, decoder_depth, decoder_heads: the decoder's transformer.
+        head_depth, head_width: the diffusion head.
+        buffer_size: `S`, slots in front of the tokens that carry the class embedding.
+        mlp_ratio: hidden over outer width of the transformers' MLPs.
+        norm_eps: of the transformers' LayerNorms.
+        attn_dropout, proj_dropout: in training.
+        label_dropout: share of training samples without a class, for guidance.
+        mask_ratio_mean, mask_ratio_std, mask_ratio_min: the normal, cut to [min, 1], that a training batch's
+            share of masked tokens is drawn from.
+        diffusion_batch_mul: `R`, how many times and noises a masked token is trained at.
+        position_std: standard deviation of the initial position tables.
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 16,
+        latent_channels: int = 16,
+        patch_size: int = 1,
+        num_classes: int = 1000,
+        encoder_width: int = 768,
+        encoder_depth: int = 12,
+        encoder_heads: int = 12,
+        decoder_width: int = 768,
+        decoder_depth: int = 12,
+        decoder_heads: int = 12,
+        head_depth: int = 6,
+        head_width: int = 1024,
+        buffer_size: int = 64,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        attn_dropout: float = 0.1,
+        proj_dropout: float = 0.1,
+        label_dropout: float = 0.1,
+        mask_ratio_mean: float = 1.0,
+        mask_ratio_std: float = 0.25,
+        mask_ratio_min: float = 0.7,
+        diffusion_batch_mul: int = 4,
+        position_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if latent_size % patch_size:
+            raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
+        if not 0 <= mask_ratio_min < 1:
+            raise ValueError(f"mask_ratio_min must lie in [0, 1), got {mask_ratio_min}")
+        side, channels = latent_size // patch_size, latent_channels * patch_size**2
+        self.process = Cosine(learns_variance=True)
+        self.latent_shape = (latent_channels, latent_size, latent_size)
+        self.num_classes = num_classes
+        self.num_tokens = self.max_stages = side**2
+        self.token_channels, self.patch_size, self.buffer_size = channels, patch_size, buffer_size
+        self.label_dropout, self.diffusion_batch_mul = label_dropout, diffusion_batch_mul
+        self.mask_ratio = (mask_ratio_mean, mask_ratio_std, mask_ratio_min)
+
+        def positions(length: int, width: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(1, length, width) * position_std)
+
+        def blocks(depth: int, width: int, heads: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(width, heads, mlp_ratio, norm_eps, attn_dropout, proj_dropout) for _ in range(depth)
+            )
+
+        length = buffer_size + self.num_tokens
+        self.class_emb = nn.Embedding(num_classes, encoder_width)
+        self.fake_latent = nn.Parameter(torch.randn(1, encoder_width) * 0.02)
+        self.z_proj = nn.Linear(channels, encoder_width)
+        self.z_proj_ln = nn.LayerNorm(encoder_width, eps=1e-6)
+        self.encoder_pos_embed_learned = positions(length, encoder_width)
+        self.encoder_blocks = blocks(encoder_depth, encoder_width, encoder_heads)
+        self.encoder_norm = nn.LayerNorm(encoder_width, eps=norm_eps)
+        self.decoder_embed = nn.Linear(encoder_width, decoder_width)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_width) * 0.02)
+        self.decoder_pos_embed_learned = positions(length, decoder_width)
+        self.decoder_blocks = blocks(decoder_depth, decoder_width, decoder_heads)
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=norm_eps)
+        self.diffusion_pos_embed_learned = positions(self.num_tokens, decoder_width)
+        self.diffloss = DiffusionLoss(channels, decoder_width, head_depth, head_width, self.process)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Xavier linears and normal embeddings; modulations and output start at zero (DiT)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.class_emb.weight, std=0.02)
+        net = self.diffloss.net
+        for parameter in net.time_embed.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+        for block in (*net.res_blocks, net.final_layer):
+            nn.init.zeros_(block.adaLN_modulation[-1].weight)
+        nn.init.zeros_(net.final_layer.linear.weight)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.diffloss
+
+    # --- backbone ---------------------------------------------------------------------------------------
+
+    def backbone(self, tokens: Tensor, label_embedding: Tensor, visible: Tensor, drawn: Tensor) -> Tensor:
+        """Conditioning `z [B, n, w]` of the tokens at `drawn [B, n]`, given those at `visible [B, m]`.
+
+        Args:
+            tokens: `[B, N, D]`; only visible ones are read.
+            label_embedding: `[B, w]`.
+        """
+        encoded = self.encode(gather_tokens(tokens, visible), label_embedding, visible)
+        return self.decode(encoded, visible, drawn)
+
+    def encode(self, seen: Tensor, label_embedding: Tensor, visible: Tensor) -> Tensor:
+        """Encodes visible tokens `seen [B, m, D]` at `visible [B, m]` behind the buffer: `[B, S + m, w]`."""
+        S = self.buffer_size
+        buffer = label_embedding[:, None] + self.encoder_pos_embed_learned[:, :S]
+        image = self.z_proj(seen) + gather_tokens(self.encoder_pos_embed_learned[:, S:], visible)
+        x = self.z_proj_ln(torch.cat((buffer, image), dim=1))
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, visible: Tensor, drawn: Tensor) -> Tensor:
+        """Fills the masked places, and returns `z [B, n, w]` at `drawn [B, n]`."""
+        S = self.buffer_size
+        x = self.decoder_embed(encoded)
+        image = self.mask_token.to(x.dtype).expand(len(x), self.num_tokens, -1)
+        image = image.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, S:])
+        x = torch.cat((x[:, :S], image), dim=1) + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks:
+            x = block(x)
+        z = self.decoder_norm(gather_tokens(x, drawn + S))
+        return z + gather_tokens(self.diffusion_pos_embed_learned, drawn)
+
+    # --- sampling ---------------------------------------------------------------------------------------
+
+    def begin(
+        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+    ) -> MARState:
+        null = self.fake_latent.expand(batch_size, -1)
+        label_embedding = null if condition is None else self.class_emb(condition)
+        if guidance.active:
+            label_embedding = torch.cat((label_embedding, null))
+        return MARState(
+            tokens=null.new_zeros(batch_size, self.num_tokens, self.token_channels),
+            order=noise.permutation(self.num_tokens),
+            counts=masked_counts(self.num_tokens, num_stages),
+            label_embedding=label_embedding,
+            guidance=guidance,
+        )
+
+    def propose(self, state: MARState, stage: int) -> Proposal:
+        N, m = self.num_tokens, state.counts[stage]
+        before = state.counts[stage - 1] if stage else N
+        visible, drawn = state.order[:, before:], state.order[:, m:before].sort(dim=1).values
+        branches = 2 if state.guidance.active else 1
+        z = self.backbone(
+            state.tokens.repeat(branches, 1, 1),
+            state.label_embedding,
+            visible.repeat(branches, 1),
+            drawn.repeat(branches, 1),
+        )
+        # The published code clamps the count to 1 before it sets the scale, also at the last stage.
+        scale = state.guidance.at((N - max(m, 1)) / N)
+        return Proposal((before - m, self.token_channels), self._denoiser(z, scale, state.guidance), drawn)
+
+    def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
+        places = proposal.places[..., None].expand_as(tokens)
+        return replace(state, tokens=state.tokens.scatter(1, places, tokens))
+
+    def finish(self, state: MARState) -> Tensor:
+        return unpatchify(state.tokens, self.patch_size, *self.latent_shape[1:])
+
+    def _denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
+        """The head for conditioning `z [G B, n, w]`, guided within the interval."""
+        net, D = self.diffloss.net, self.token_channels
+
+        def denoiser(nodes: Nodes) -> Step:
+            cond = net.cond_embed(z)
+            times = net.time_embed(torch.tensor(nodes.times, device=z.device))
+            acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
+
+            def step(x: Tensor, i: int) -> Tensor:
+                if not acts[i]:
+                    return net(x, times[i] + cond[: len(x)])
+                out, null = net(torch.cat((x, x)), times[i] + cond).chunk(2)
+                # Noise is guided, the variance value stays the conditional branch's.
+                return torch.cat((combine(out[..., :D], null[..., :D], scale), out[..., D:]), dim=-1)
+
+            return step
+
+        return denoiser
+
+    # --- training ---------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        latents: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator | None = None,
+        draws: TrainingDraws | None = None,
+    ) -> Tensor:
+        """As the contract says; `draws` replaces the generator."""
+        tokens = patchify(latents, self.patch_size)
+        draws = draws or self.training_draws(len(tokens), tokens.device, generator)
+        z, masked = self.condition_masked(tokens, condition, draws)
+        R = self.diffusion_batch_mul
+        squared, bound = self.diffloss(
+            gather_tokens(tokens, masked).expand(R, -1, -1, -1),
+            z.expand(R, -1, -1, -1),
+            draws.timesteps,
+            draws.noise,
+        )
+        return (squared + bound).mean()
+
+    def condition_masked(
+        self, tokens: Tensor, condition: Tensor | None, draws: TrainingDraws
+    ) -> tuple[Tensor, Tensor]:
+        """`z [B, m, w]` of the masked tokens, and their places `[B, m]`."""
+        null = self.fake_latent.expand(len(tokens), -1)
+        embedding = null if condition is None else self.class_emb(condition)
+        embedding = torch.where(draws.dropped[:, None], null, embedding)
+        masked, visible = draws.order[:, : draws.masked], draws.order[:, draws.masked :]
+        return self.backbone(tokens, embedding, visible, masked), masked
+
+    def training_draws(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> TrainingDraws:
+        """Draws on the CPU (the number of masked tokens decides shapes), then moves to `device`."""
+        B, N, R = batch_size, self.num_tokens, self.diffusion_batch_mul
+        order = torch.rand(B, N, generator=generator).argsort(dim=1)
+        m = math.ceil(N * truncated_normal(*self.mask_ratio, generator))
+        dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
+        timesteps = torch.randint(len(self.diffloss.tables), (R, B, m), generator=generator)
+        noise = torch.randn(R, B, m, self.token_channels, generator=generator)
+        return TrainingDraws(order.to(device), m, dropped.to(device), timesteps.to(device), noise.to(device))
+
+
+def truncated_normal(mean: float, std: float, low: float, generator: torch.Generator | None) -> float:
+    """One draw of a normal cut to [low, 1], by inverting its distribution function."""
+    ends = torch.tensor([(low - mean) / std, (1.0 - mean) / std], dtype=torch.float64)
+    p_low, p_high = torch.special.ndtr(ends).tolist()
+    u = torch.rand((), generator=generator, dtype=torch.float64).item()
+    p = torch.tensor(p_low + u * (p_high - p_low), dtype=torch.float64)
+    return float((mean + std * torch.special.ndtri(p)).clamp(low, 1.0))
+
+
+def _published(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> dict[str, int]:
+    """Arguments of a published size, whose encoder and decoder are alike."""
+    sides = {f"{side}_{name}": value
+             for side in ("encoder", "decoder")
+             for name, value in (("width", width), ("depth", depth), ("heads", heads))}  # fmt: skip
+    return {**sides, "head_depth": head_depth, "head_width": head_width}
+
+
+def mar_base() -> MAR:
+    """MAR-B: 208 million parameters, 256x256 ImageNet."""
+    return MAR(**_published(768, 12, 12, 6, 1024))
+
+
+def mar_large() -> MAR:
+    """MAR-L: 478 million parameters."""
+    return MAR(**_published(1024, 16, 16, 8, 1280))
+
+
+def mar_huge() -> MAR:
+    """MAR-H: 942 million parameters."""
+    return MAR(**_published(1280, 20, 16, 12, 1536))

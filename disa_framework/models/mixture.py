@@ -1,0 +1,190 @@
+"""A model without weights whose every conditional is known exactly: tokens from a mixture of Gaussians.
+
+Letters: `B` batch, `N` tokens, `M` components, `K` stages, `n` tokens of a stage, `G` guidance branches.
+
+Token `j` given the tokens before it is again a mixture, and so is its noisy version at any time, so the best
+possible head has a closed form. What is wrong with a sample is then due to the solver and the schedule alone.
+As in the published models, tokens drawn in one stage are independent of each other given what came before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from disa_framework.guidance import Guidance, combine
+from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.noise import NoiseSource
+from disa_framework.solvers.process import Cosine, LinearFlow, Nodes, Process
+from disa_framework.solvers.table import Denoiser, Step
+
+
+@dataclass(frozen=True)
+class MixtureState:
+    """A run between two stages.
+
+    Attributes:
+        tokens: `[B, N]`, drawn from the left.
+        whitened: `[B, M, N]`, `L^-1 (x - mean_c)` as far as tokens are drawn.
+        log_weights: `[G, B, M]` log posterior of the components, up to a constant; conditional branch first.
+        ends: number of tokens drawn after each stage.
+        guidance: of the run.
+    """
+
+    tokens: Tensor
+    whitened: Tensor
+    log_weights: Tensor
+    ends: tuple[int, ...]
+    guidance: Guidance
+
+
+class MixtureAR(ARDiffusionModel):
+    """Autoregressive sampling of a known mixture of Gaussians over `num_tokens` scalar tokens, left to right.
+
+    All components share the covariance `0.05 exp(-(i-j)^2 / 8) + 0.01 I`; their means are standard normal.
+
+    Args:
+        num_tokens: `N`.
+        num_components: `M`.
+        num_classes: class `c` owns the components `c, c + num_classes, …`; unconditional is all of them.
+        seed: of the means.
+        process: what the exact head pretends to have been trained on; `Cosine()` by default.
+    """
+
+    means: Tensor
+    cholesky: Tensor
+
+    def __init__(
+        self,
+        num_tokens: int = 16,
+        num_components: int = 8,
+        num_classes: int = 1,
+        seed: int = 24,
+        process: Process | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= num_classes <= num_components:
+            raise ValueError(
+                f"num_classes must lie in 1 … {num_components}, the number of components, got {num_classes}"
+            )
+        self.process = Cosine() if process is None else process
+        if not isinstance(self.process, Cosine | LinearFlow) or self.process.learns_variance:
+            raise ValueError("MixtureAR predicts noise or velocity, but no variance")
+        self.latent_shape = (1, 1, num_tokens)
+        self.num_classes, self.max_stages = num_classes, num_tokens
+        means = torch.randn(num_components, num_tokens, generator=torch.Generator().manual_seed(seed)).double()
+        place = torch.arange(num_tokens, dtype=torch.float64)
+        smooth = 0.05 * torch.exp(-((place[:, None] - place) ** 2) / 8)
+        self.register_buffer("means", means, persistent=False)
+        self.register_buffer(
+            "cholesky",
+            torch.linalg.cholesky(smooth + 0.01 * torch.eye(num_tokens, dtype=torch.float64)),
+            persistent=False,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def component_weights(self, condition: Tensor | None, batch_size: int) -> Tensor:
+        """Prior weight of each component, `[B, M]`."""
+        components = torch.arange(len(self.means), device=self.device)
+        if condition is None:
+            return torch.full((batch_size, len(components)), 1 / len(components), device=self.device)
+        owned = (components % self.num_classes == condition[:, None]).to(torch.float32)
+        return owned / owned.sum(dim=1, keepdim=True)
+
+    def begin(
+        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+    ) -> MixtureState:
+        M, N = self.means.shape
+        branches = [condition, None] if guidance.active else [condition]
+        return MixtureState(
+            tokens=torch.zeros(batch_size, N, device=self.device),
+            whitened=torch.zeros(batch_size, M, N, device=self.device),
+            log_weights=torch.stack([self.component_weights(c, batch_size).log() for c in branches]),
+            ends=tuple(round(N * (k + 1) / num_stages) for k in range(num_stages)),
+            guidance=guidance,
+        )
+
+    def propose(self, state: MixtureState, stage: int) -> Proposal:
+        start, end = state.ends[stage - 1] if stage else 0, state.ends[stage]
+        factor = self.cholesky[start:end].float()
+        past = state.whitened[..., :start] @ factor[:, :start].T
+        mean = self.means[:, start:end].float() + past  # [B, M, n]
+        variance = factor[:, start:end].square().sum(dim=1)  # [n]
+        scale = state.guidance.at(end / self.means.shape[1])
+        denoise = self._denoiser(state.log_weights, mean, variance, scale, state.guidance)
+        return Proposal((end - start, 1), denoise, (start, end))
+
+    def accept(self, state: MixtureState, proposal: Proposal, tokens: Tensor) -> MixtureState:
+        start, end = proposal.places
+        x = tokens.squeeze(-1)
+        block = self.cholesky[start:end].float()
+        residual = x[:, None] - self.means[:, start:end].float()
+        residual = residual - state.whitened[..., :start] @ block[:, :start].T
+        new = torch.linalg.solve_triangular(block[:, start:end], residual.mT, upper=False).mT
+        return replace(
+            state,
+            tokens=torch.cat((state.tokens[:, :start], x, state.tokens[:, end:]), dim=1),
+            whitened=torch.cat((state.whitened[..., :start], new, state.whitened[..., end:]), dim=2),
+            log_weights=state.log_weights - 0.5 * new.square().sum(dim=-1),
+        )
+
+    def finish(self, state: MixtureState) -> Tensor:
+        return state.tokens[:, None, None]
+
+    def sample_exactly(self, count: int, generator: torch.Generator, condition: Tensor | None = None) -> Tensor:
+        """True samples `[count, 1, 1, N]` of the mixture."""
+        weights = self.component_weights(condition, count)
+        component = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+        normal = torch.randn(count, len(self.cholesky), generator=generator, dtype=torch.float64)
+        return (self.means[component] + normal @ self.cholesky.T).float()[:, None, None]
+
+    def _denoiser(
+        self, log_weights: Tensor, mean: Tensor, variance: Tensor, scale: float, guidance: Guidance
+    ) -> Denoiser:
+        """The exact head for tokens with component means `[B, M, n]` and variances `[n]`."""
+
+        def denoiser(nodes: Nodes) -> Step:
+            acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
+
+            def step(x: Tensor, i: int) -> Tensor:
+                alpha, sigma = nodes.alphas[i], nodes.sigmas[i]
+                outs = [
+                    self.process.target(*exact_posterior(x.squeeze(-1), w, mean, variance, alpha, sigma))[..., None]
+                    for w in log_weights[: 2 if acts[i] else 1]
+                ]
+                return combine(outs[0], outs[1], scale) if acts[i] else outs[0]
+
+            return step
+
+        return denoiser
+
+
+def exact_posterior(
+    x: Tensor, log_weights: Tensor, mean: Tensor, variance: Tensor, alpha: float, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """`(E[x_0 | x_t], E[noise | x_t])`, `[B, n]` each, for tokens from a mixture.
+
+    Args:
+        x: `[B, n]` noisy tokens.
+        log_weights: `[B, M]` of the components.
+        mean: `[B, M, n]` of the clean tokens.
+        variance: `[n]` of the clean tokens within a component.
+        alpha, sigma: factors of the process.
+    """
+    total = alpha**2 * variance + sigma**2
+    offset = x[:, None] - alpha * mean  # [B, M, n]
+    share = torch.softmax(log_weights[..., None] - 0.5 * offset.square() / total, dim=1)
+    clean = (share * (mean + alpha * variance / total * offset)).sum(dim=1)
+    noise = (share * offset).sum(dim=1) * (sigma / total)
+    return clean, noise
+
+

@@ -1,0 +1,37 @@
+"""Tokenizers: from images to the latents an AR model works on, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Tokenizer(nn.Module, ABC):
+    """Images `[B, c, h, w]` in [-1, 1] to latents `[B, C, H, W]` and back."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of the images."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of the latents; values outside [-1, 1] are clipped by whoever writes them."""
+
+
+class Identity(Tokenizer):
+    """Pixels are the latents, for images small enough to be drawn pixel by pixel.
+
+    Args:
+        scale: latents are pixels times this.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents / self.scale

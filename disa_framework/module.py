@@ -1,0 +1,154 @@
+"""The LightningModule over a model, its schedule and its solver: training, validation, prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from disa_framework.data.labels import LabelBatch
+from disa_framework.generation import Observer, generate
+from disa_framework.guidance import Guidance
+from disa_framework.models.base import ARDiffusionModel
+from disa_framework.models.tokenizers import Identity, Tokenizer
+from disa_framework.schedules import Constant, StepSchedule
+from disa_framework.solvers import DDPM, Solver
+
+_VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with a linear warm-up; no weight decay for biases, norms and the diffusion head.
+
+    Args:
+        lr: learning rate after warm-up. MAR is published with 1e-4 for 256 images a step, in proportion.
+        betas: of AdamW.
+        weight_decay: of all other weights.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        decay: of the learning rate after warm-up: `none`, as published, or `cosine` to 0 at the end of training,
+            which short runs gain from.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.02
+    warmup_steps: int = 0
+    decay: Literal["none", "cosine"] = "none"
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.warmup_steps < 0:
+            raise ValueError(f"need lr > 0 and warmup_steps >= 0, got {self}")
+        if self.decay not in ("none", "cosine"):
+            raise ValueError(f"decay must be 'none' or 'cosine', got {self.decay!r}")
+
+    def factor(self, step: int, total_steps: float) -> float:
+        """What the learning rate is multiplied with at a step of `total_steps` (infinity if they have no end)."""
+        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if self.decay == "none":
+            return warm
+        past = max(0.0, step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, past)))
+
+
+class ARDiffusionModule(LightningModule):
+    """Trains an AR model with a diffusion head, and draws images with it.
+
+    Args:
+        model: the AR model.
+        schedule: diffusion steps of each AR stage; 50 at every stage by default.
+        solver: turns noise into tokens; DDPM from timestep 950 by default.
+        guidance: classifier-free guidance.
+        num_stages: AR stages of an image; as many as the model can take by default.
+        tokenizer: between images and latents; pixels are latents by default.
+        optimization: of training.
+        seed: of the images that are drawn.
+    """
+
+    def __init__(
+        self,
+        model: ARDiffusionModel,
+        schedule: StepSchedule | None = None,
+        solver: Solver | None = None,
+        guidance: Guidance = Guidance(),
+        num_stages: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        optimization: Optimization = Optimization(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule or Constant(50)
+        self.solver = solver or DDPM()
+        self.guidance = guidance
+        self.num_stages = model.max_stages if num_stages is None else num_stages
+        self.tokenizer = tokenizer or Identity()
+        self.optimization = optimization
+        self.seed = seed
+        self.observers: Sequence[Observer] = ()
+
+    def evaluations(self) -> int:
+        """Head evaluations of one image.
+
+        Raises:
+            ValueError: if schedule, solver and model do not fit together.
+        """
+        budget = self.schedule.budget(self.num_stages)
+        return sum(self.solver.evaluations(self.model.process, steps) for steps in budget)
+
+    def draw(self, labels: Tensor | None, indices: Tensor) -> Tensor:
+        """Images `[B, c, h, w]` in [-1, 1] of the samples `indices [B]` with the given labels `[B]`."""
+        latents = generate(
+            self.model,
+            labels,
+            schedule=self.schedule,
+            solver=self.solver,
+            num_stages=self.num_stages,
+            guidance=self.guidance,
+            seed=self.seed,
+            indices=indices,
+            batch_size=len(indices),
+            observers=self.observers,
+        )
+        return self.tokenizer.decode(latents)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = self.model.loss(self.tokenizer.encode(images), labels)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # The same times, masks and noise at every validation, so that losses can be compared.
+        generator = torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx)
+        loss = self.model.loss(self.tokenizer.encode(images), labels, generator)
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+
+    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
+        return self.draw(batch.labels, batch.indices)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        options = self.optimization
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, options), lr=options.lr, betas=options.betas)
+        total_steps = self.trainer.estimated_stepping_batches
+        scheduler = LambdaLR(optimizer, lambda step: options.factor(step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def parameter_groups(model: ARDiffusionModel, options: Optimization) -> list[dict[str, Any]]:
+    """Decayed and undecayed parameters: biases, norms and the head are not decayed."""
+    head = {id(p) for p in model.head.parameters()} if isinstance(model.head, nn.Module) else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in head]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in head]
+    return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+

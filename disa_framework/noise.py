@@ -1,0 +1,104 @@
+"""Randomness as a function: sample `i` of a run depends on `(seed, i)` and on nothing else.
+
+Letters: `B` batch, `N` tokens, `n` tokens of a stage, `D` token channels, `R` draws.
+
+Numbers come from a counter-based generator, Philox 4x32-10 (Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011). Its key is the seed and its counter says which sample, stage and draw is meant,
+so a number does not depend on the batch a sample fell into, on the rank, on the device, or on what was
+drawn before. No state is kept and the global generators are never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_PERMUTATION = _WORD  # the counter's stage word, for draws that belong to no stage
+
+
+class NoiseSource(Protocol):
+    """Where generation gets every random number from."""
+
+    def normal(
+        self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals `[draws, B, *shape]` of one stage; draw 0 is the initial noise."""
+        ...
+
+    def permutation(self, length: int) -> Tensor:
+        """A random order `[B, length]` (int64) of `length` tokens for each sample."""
+        ...
+
+
+class PhiloxNoise:
+    """Noise of the samples `indices` of the run `seed`.
+
+    Args:
+        seed: any integer of 64 bits, with or without sign.
+        indices: `[B]` int64, the place of each sample in the run, 0 … 2**32 - 1.
+        device: where the numbers are made; they are the same on every device up to float64 rounding.
+    """
+
+    def __init__(self, seed: int, indices: Tensor, device: torch.device | str = "cpu") -> None:
+        if indices.ndim != 1:
+            raise ValueError(f"indices must be [B], got shape {tuple(indices.shape)}")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"a seed has 64 bits, -2**63 … 2**64 - 1, got {seed}")
+        outside = (indices < 0) | (indices > _WORD)
+        if outside.any():
+            raise ValueError(f"indices must lie in 0 … 2**32 - 1, got {indices[outside][0].item()}")
+        self.seed = seed
+        self.indices = indices.to(device=device, dtype=torch.int64)
+
+    def normal(
+        self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        count = math.prod(shape)
+        words = self._words(stage, draws, -(-count // 4))
+        radius = torch.sqrt(-2.0 * torch.log(_unit(words[:2])))
+        angle = (2.0 * math.pi) * _unit(words[2:])
+        normals = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+        # [2, R, B, blocks, 2] -> [R, B, blocks * 4]: a sample's numbers lie together, whatever B is.
+        flat = normals.permute(1, 2, 3, 0, 4).flatten(2)[..., :count]
+        return flat.to(dtype).unflatten(2, tuple(shape))
+
+    def permutation(self, length: int) -> Tensor:
+        words = self._words(_PERMUTATION, 1, length)
+        return ((words[0, 0] << 31) | (words[1, 0] >> 1)).argsort(dim=-1, stable=True)
+
+    def _words(self, stage: int, draws: int, blocks: int) -> Tensor:
+        """Random 32-bit words `[4, R, B, blocks]` held in int64."""
+        device = self.indices.device
+        counter = torch.broadcast_tensors(
+            torch.arange(blocks, device=device).view(1, 1, -1),
+            torch.arange(draws, device=device).view(-1, 1, 1),
+            torch.full((), stage & _WORD, device=device),
+            self.indices.view(1, -1, 1),
+        )
+        return torch.stack(philox(counter, (self.seed & _WORD, (self.seed >> 32) & _WORD)))
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10 of four int64 tensors that hold 32-bit words; `key` is two 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # A product of two 32-bit words wraps around in int64, which keeps its 64 bits as they are.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, ((p0 >> 32) & _WORD) ^ c3 ^ k1
+        c1, c3 = p1 & _WORD, p0 & _WORD
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+def _unit(words: Tensor) -> Tensor:
+    """Uniform float64 in the open interval (0, 1) from 32-bit words."""
+    return (words.to(torch.float64) + 0.5) * 2.0**-32

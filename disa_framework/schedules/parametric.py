@@ -1,0 +1,96 @@
+"""Families of schedules with few parameters, for search and by hand; steps are rounded half up.
+
+`u = k / (K-1)` runs from 0 at the first stage to 1 at the last; a single stage has `u = 0`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
+from disa_framework.schedules.base import StepSchedule, whole
+
+
+class _Curve(StepSchedule):
+    """A schedule given by a function of `u`."""
+
+    @abstractmethod
+    def value(self, u: float) -> float:
+        """Steps, before rounding, at the share `u` of the way."""
+
+    def compute(self, num_stages: int) -> Iterable[int]:
+        last = max(num_stages - 1, 1)
+        return [math.floor(self.value(k / last) + 0.5) for k in range(num_stages)]
+
+
+class Power(_Curve):
+    """`late + (early - late) (1 - u)**exponent`: above 1 it falls at once, below 1 it falls late."""
+
+    def __init__(self, early: int = 50, late: int = 5, exponent: float = 2.0) -> None:
+        if not exponent > 0:
+            raise ValueError(f"exponent must be above 0, got {exponent}")
+        super().__init__(early=early, late=late, exponent=exponent)
+        self.early, self.late, self.exponent = early, late, exponent
+
+    def value(self, u: float) -> float:
+        return self.late + (self.early - self.late) * (1 - u) ** self.exponent
+
+
+class Logistic(_Curve):
+    """A smooth step from `early` to `late` around `u = midpoint`, reaching both exactly at the ends.
+
+    Args:
+        midpoint: where the middle of the fall lies, between 0 and 1.
+        steepness: above 0; the larger, the closer to two stages.
+    """
+
+    def __init__(
+        self, early: int = 50, late: int = 5, midpoint: float = 0.5, steepness: float = 10.0
+    ) -> None:
+        if not 0 < midpoint < 1 or not steepness > 0:
+            raise ValueError(
+                f"need 0 < midpoint < 1 and steepness > 0, got midpoint={midpoint}, steepness={steepness}"
+            )
+        super().__init__(early=early, late=late, midpoint=midpoint, steepness=steepness)
+        self.early, self.late, self.midpoint, self.steepness = early, late, midpoint, steepness
+
+    def value(self, u: float) -> float:
+        def rising(at: float) -> float:
+            return 1 / (1 + math.exp(-self.steepness * (at - self.midpoint)))
+
+        share = (rising(1.0) - rising(u)) / (rising(1.0) - rising(0.0))
+        return self.late + (self.early - self.late) * share
+
+
+class PiecewiseLinear(_Curve):
+    """Straight lines between knots `(u, steps)`; flat before the first and after the last.
+
+    Args:
+        knots: at least one, with strictly increasing `u` in [0, 1].
+    """
+
+    def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
+        places = [float(u) for u, _ in knots]
+        if not places or places[0] < 0 or places[-1] > 1 or sorted(set(places)) != places:
+            raise ValueError(f"knots need strictly increasing places in [0, 1], got {places}")
+        super().__init__(knots=[tuple(knot) for knot in knots])
+        self.knots = [(float(u), float(steps)) for u, steps in knots]
+
+    def value(self, u: float) -> float:
+        if u <= self.knots[0][0]:
+            return self.knots[0][1]
+        for (u0, t0), (u1, t1) in zip(self.knots[:-1], self.knots[1:], strict=True):
+            if u <= u1:
+                return t0 + (t1 - t0) * (u - u0) / (u1 - u0)
+        return self.knots[-1][1]
+
+
+class PerStage(StepSchedule):
+    """A table: `steps[k]` at stage `k`. It fits runs of exactly `len(steps)` stages."""
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        super().__init__(steps=[whole(t) for t in steps])
+
+    def compute(self, num_stages: int) -> Iterable[int]:
+        return list(self.arguments["steps"])

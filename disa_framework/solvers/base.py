@@ -1,0 +1,48 @@
+"""What a solver is: a frozen set of options that makes a table for a process and a number of steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from disa_framework.solvers.process import Process
+from disa_framework.solvers.table import Denoiser, Normal, Table
+
+
+class Solver(ABC):
+    """Subclass as a frozen dataclass and implement `build`; equal options share their tables."""
+
+    @abstractmethod
+    def build(self, process: Process, steps: int) -> Table:
+        """The table for `steps` diffusion steps.
+
+        Raises:
+            ValueError: if solver, grid and process do not fit together, or `steps` is below 1.
+        """
+
+    def table(self, process: Process, steps: int) -> Table:
+        """As `build`, computed once."""
+        return _build(self, process, steps)
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        process: Process,
+        steps: int,
+        normal: Normal,
+        head_dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draws tokens `[B, n, D]` in `steps` diffusion steps."""
+        return self.table(process, steps).run(denoise, normal, head_dtype)
+
+    def evaluations(self, process: Process, steps: int) -> int:
+        """How often the head is evaluated in `steps` steps; a grid may let some of them coincide."""
+        return len(self.table(process, steps))
+
+
+@lru_cache(maxsize=4096)
+def _build(solver: Solver, process: Process, steps: int) -> Table:
+    return solver.build(process, steps)

@@ -1,0 +1,96 @@
+"""Solvers of a linear flow, `dx/dt = v(x, t)` from t = 1 to 0."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from disa_framework.solvers.base import Solver
+from disa_framework.solvers.grid import Grid, Uniform
+from disa_framework.solvers.process import LinearFlow, Process
+from disa_framework.solvers.table import Row, Table
+
+
+@dataclass(frozen=True)
+class Euler(Solver):
+    """Euler's method.
+
+    Args:
+        grid: times; `Uniform()` has equal steps.
+    """
+
+    grid: Grid = Uniform()
+
+    def build(self, process: Process, steps: int) -> Table:
+        _check_flow(self, process)
+        nodes = self.grid.nodes(process, steps)
+        rows = tuple(Row(P=0, Q=1, A=1, B=b - a) for a, b in _intervals(nodes.times))
+        return Table(nodes.take(range(len(rows))), rows, state_dtype=process.state_dtype)
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    """Heun's method, two head evaluations a step; an odd count ends with an Euler step.
+
+    `T` counts head evaluations, as for every solver, so a budget costs the same whatever solver runs it.
+
+    Args:
+        grid: times of the `T / 2` steps, rounded up.
+    """
+
+    grid: Grid = Uniform()
+
+    def build(self, process: Process, steps: int) -> Table:
+        _check_flow(self, process)
+        nodes = self.grid.nodes(process, -(-steps // 2))
+        rows: list[Row] = []
+        places: list[int] = []
+        for i, (a, b) in enumerate(_intervals(nodes.times)):
+            h = b - a
+            rows.append(Row(P=0, Q=1, A=1, B=h))
+            # The corrector takes half of the predictor back: x + h (v + v') / 2.
+            rows.append(Row(P=0, Q=1, A=1, B=h / 2, C=-h / 2))
+            places += [i, i + 1]
+        if steps % 2:
+            rows.pop()
+            places.pop()
+        return Table(nodes.take(places), tuple(rows), state_dtype=process.state_dtype)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """The reverse SDE with diffusion coefficient `2 t`, as published for xAR; no noise at the last step.
+
+    With `score = -((1 - t) v + x) / t`, the drift `v - t score` is `(2 - t) v + x`.
+
+    Args:
+        grid: times; xAR's is `Uniform(last=0.04)`.
+        temperature: factor on the noise of each step.
+    """
+
+    grid: Grid = Uniform(last=0.04)
+    temperature: float = 1.0
+
+    def build(self, process: Process, steps: int) -> Table:
+        _check_flow(self, process)
+        nodes = self.grid.nodes(process, steps)
+        rows = tuple(self._row(a, b, last=b == nodes.times[-1]) for a, b in _intervals(nodes.times))
+        return Table(nodes.take(range(len(rows))), rows, state_dtype=process.state_dtype)
+
+    def _row(self, t: float, end: float, last: bool) -> Row:
+        dt = end - t
+        noise = 0.0 if last else self.temperature * math.sqrt(2 * t * -dt)
+        return Row(P=0, Q=1, A=1 + dt, B=(2 - t) * dt, S=noise)
+
+
+def _intervals(times: tuple[float, ...]) -> list[tuple[float, float]]:
+    return list(pairwise(times))
+
+
+def _check_flow(solver: Solver, process: Process) -> None:
+    if not isinstance(process, LinearFlow):
+        raise ValueError(
+            f"{type(solver).__name__} is for linear flows, this head is {type(process).__name__}: "
+            "use DDPM, DDIM or DPMSolverPP"
+        )

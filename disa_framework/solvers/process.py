@@ -1,0 +1,157 @@
+"""Processes: how a head was trained to corrupt tokens, `x_t = alpha_t x_0 + sigma_t noise`.
+
+A process also says what the head predicts, so that a solver can turn its output into noise or clean tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Points on the way from noise to tokens, in float64: one entry a point, noise first.
+
+    Attributes:
+        times: what the head is told (VP: 0 … 999, and -1 for clean; flow: 1 … 0).
+        alphas, sigmas: factors of token and noise in `x_t`.
+    """
+
+    times: tuple[float, ...]
+    alphas: tuple[float, ...]
+    sigmas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.times) == len(self.alphas) == len(self.sigmas):
+            raise ValueError("nodes need as many alphas and sigmas as times")
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def take(self, indices: Sequence[int]) -> Nodes:
+        """The nodes at `indices`, in that order."""
+        columns = (self.times, self.alphas, self.sigmas)
+        return Nodes(*(tuple(values[i] for i in indices) for values in columns))
+
+
+class Process(ABC):
+    """What a diffusion head was trained on."""
+
+    state_dtype: torch.dtype
+    """Precision in which a solver keeps `x`, as the published samplers do."""
+    learns_variance: bool = False
+    """Whether the head has `2 D` outputs: prediction and variance value."""
+
+    @abstractmethod
+    def nodes(self, times: Sequence[float]) -> Nodes:
+        """The nodes at the given times."""
+
+    @abstractmethod
+    def unit_time(self, time: float) -> float:
+        """The head's time on the scale from 0 (token) to 1 (noise), on which intervals are given."""
+
+    @abstractmethod
+    def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
+        """`(P, Q)` such that `noise = P x + Q out`."""
+
+    @abstractmethod
+    def to_clean(self, alpha: float, sigma: float) -> tuple[float, float]:
+        """`(P, Q)` such that `x_0 = P x + Q out`."""
+
+    @abstractmethod
+    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """What the head should predict for this pair."""
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """Variance-preserving process with cosine betas (Nichol & Dhariwal, arXiv 2102.09672, eq. 17).
+
+    The head predicts the noise from a timestep 0 … `timesteps - 1`.
+
+    Args:
+        timesteps: number of training timesteps.
+        learns_variance: whether the head also predicts the variance value of eq. 15.
+    """
+
+    timesteps: int = 1000
+    learns_variance: bool = False
+
+    state_dtype = torch.float32
+
+    @cached_property
+    def betas(self) -> tuple[float, ...]:
+        """Noise added at each timestep, at most 0.999."""
+
+        def bar(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        n = self.timesteps
+        return tuple(min(1 - bar((i + 1) / n) / bar(i / n), 0.999) for i in range(n))
+
+    @cached_property
+    def alphas_cumprod(self) -> tuple[float, ...]:
+        """`alpha_bar` after each timestep."""
+        return tuple(accumulate((1.0 - beta for beta in self.betas), lambda a, b: a * b))
+
+    def alpha_bar(self, index: float) -> float:
+        """`alpha_bar` at a timestep; between two, its logarithm is interpolated; -1 is clean."""
+        if not -1 <= index <= self.timesteps - 1:
+            raise ValueError(f"timestep must lie in [-1, {self.timesteps - 1}], got {index}")
+        low = math.floor(index)
+        below = self.alphas_cumprod[low] if low >= 0 else 1.0
+        if low == index:
+            return below
+        fraction = index - low
+        return math.exp((1 - fraction) * math.log(below) + fraction * math.log(self.alphas_cumprod[low + 1]))
+
+    def nodes(self, times: Sequence[float]) -> Nodes:
+        bars = [self.alpha_bar(t) for t in times]
+        return Nodes(
+            tuple(map(float, times)), tuple(map(math.sqrt, bars)), tuple(math.sqrt(1 - bar) for bar in bars)
+        )
+
+    def unit_time(self, time: float) -> float:
+        return time / self.timesteps
+
+    def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def to_clean(self, alpha: float, sigma: float) -> tuple[float, float]:
+        return 1 / alpha, -sigma / alpha
+
+    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+
+@dataclass(frozen=True)
+class LinearFlow(Process):
+    """Straight path `x_t = (1 - t) x_0 + t noise`; the head predicts the velocity `noise - x_0`
+    (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003)."""
+
+    state_dtype = torch.float64
+
+    def nodes(self, times: Sequence[float]) -> Nodes:
+        if not all(0 <= t <= 1 for t in times):
+            raise ValueError(f"flow times must lie in [0, 1], got {tuple(times)}")
+        return Nodes(tuple(map(float, times)), tuple(1.0 - t for t in times), tuple(map(float, times)))
+
+    def unit_time(self, time: float) -> float:
+        return time
+
+    def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
+        return 1.0, alpha
+
+    def to_clean(self, alpha: float, sigma: float) -> tuple[float, float]:
+        return 1.0, -sigma
+
+    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
+        return noise - clean

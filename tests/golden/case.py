@@ -1,0 +1,69 @@
+"""A recorded run on disk, and how outputs are compared with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case folder.
+
+    Attributes:
+        info: the content of `case.json`.
+        io: recorded inputs, draws and outputs.
+        weights: state dict with the published names.
+    """
+
+    info: dict[str, Any]
+    io: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Case:
+        folder = Path(folder)
+        info = json.loads((folder / "case.json").read_text())
+        weights = folder / info.get("weights_file", "weights.safetensors")
+        return cls(info, load_file(folder / "io.safetensors"), load_file(weights))
+
+
+@dataclass
+class Report:
+    """Largest relative error of each recorded output: `max |got - want| / max |want|`."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def compare(self, name: str, got: Tensor, want: Tensor, gain: float = 1.0) -> None:
+        """Compares an output; what recurs at every stage is kept under one name with its worst error.
+
+        `gain` is how much of its rounding the computation itself multiplies, on any machine; the error is
+        divided by it.
+        """
+        if got.shape != want.shape:
+            raise AssertionError(f"{name} has shape {tuple(got.shape)}, recorded is {tuple(want.shape)}")
+        got, want = got.detach().to(torch.float64), want.to(torch.float64)
+        error = ((got - want).abs().max() / want.abs().max().clamp(min=1e-12)).item() / gain
+        # `max` would drop a NaN.
+        known = self.errors.get(name, 0.0)
+        self.errors[name] = error if not error <= known else known
+
+    def compare_exactly(self, name: str, got: object, want: object) -> None:
+        """Compares what has no rounding: masks, counts, budgets."""
+        self.errors[name] = max(self.errors.get(name, 0.0), 0.0 if got == want else float("inf"))
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values(), key=lambda e: (e != e, e))
+
+    @property
+    def passes(self) -> bool:
+        return all(error <= TOLERANCE for error in self.errors.values())

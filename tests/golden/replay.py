@@ -1,0 +1,23 @@
+"""Which replay fits a case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.golden import mar
+from tests.golden.case import Case, Report
+
+REPLAYS = {"mar": mar.replay_sampling, "mar_train": mar.replay_training}
+
+
+def replay(folder: str | Path) -> Report:
+    """Replays the case in `folder`.
+
+    Raises:
+        ValueError: if its family has no replay yet.
+    """
+    case = Case.load(folder)
+    family = case.info["family"]
+    if family not in REPLAYS:
+        raise ValueError(f"no replay for the family {family!r}; there are {', '.join(sorted(REPLAYS))}")
+    return REPLAYS[family](case)

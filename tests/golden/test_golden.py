@@ -1,0 +1,56 @@
+"""The recorded runs that ship with the tests are reproduced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from disa_framework.models import MAR, mar_base, mar_huge, mar_large
+from tests.golden.__main__ import main
+from tests.golden.case import TOLERANCE
+from tests.golden.replay import replay
+
+DATA = Path(__file__).parent / "data"
+CASES = sorted(path.parent for path in DATA.glob("*/case.json"))
+
+
+@pytest.mark.filterwarnings("ignore:no integer stride")
+@pytest.mark.parametrize("folder", CASES, ids=lambda path: path.name)
+def test_a_recorded_run_is_reproduced(folder: Path) -> None:
+    report = replay(folder)
+    assert report.passes, {k: v for k, v in report.errors.items() if not v <= TOLERANCE}
+    assert {"latents", "gradients"} & report.errors.keys()
+
+
+def test_a_wrong_record_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = tmp_path / "case"
+    shutil.copytree(DATA / "mar_disa_twostage_cfg1", case)
+    shutil.copytree(DATA / "_weights", tmp_path / "_weights")
+    io = load_file(case / "io.safetensors")
+    io["latents"] += 1e-3 * io["latents"].abs().max()
+    save_file(io, case / "io.safetensors")
+    assert main([str(case)]) == 1
+    assert "FAIL case" in capsys.readouterr().out
+
+
+def test_the_command_names_each_case_and_exits_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(DATA / "mar_train"), str(DATA / "mar_disa_uncond")]) == 0
+    out = capsys.readouterr().out
+    assert "ok   mar_train:" in out and "ok   mar_disa_uncond:" in out and "latents=" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "build"), [("mar_base", mar_base), ("mar_large", mar_large), ("mar_huge", mar_huge)]
+)
+def test_a_published_size_has_exactly_the_published_keys_and_shapes(name: str, build: Callable[[], MAR]) -> None:
+    manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
+    with torch.device("meta"):
+        model = build()
+    assert {name: list(t.shape) for name, t in model.state_dict().items()} == manifest["keys"]
+    assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]

@@ -1,0 +1,93 @@
+"""Every step schedule keeps the contract."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from disa_framework.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Logistic,
+    PerStage,
+    PiecewiseLinear,
+    Power,
+    StepSchedule,
+    TwoStage,
+    load_schedule,
+)
+from disa_framework.testing import ScheduleContract
+
+SCHEDULES = [
+    Constant(50), Constant(1), TwoStage(50, 5), Linear(50, 5), Linear(5, 50), Linear(1, 1), Cosine(100, 2),
+    Power(50, 5, 2.0), Power(20, 1, 0.3), Logistic(50, 5), Logistic(5, 40, 0.2, 60.0),
+    PiecewiseLinear([(0.0, 50), (0.4, 10.5), (1.0, 5)]), PiecewiseLinear([(0.5, 7)]),
+]  # fmt: skip
+
+
+class TestSchedules(ScheduleContract):
+    @pytest.fixture(params=SCHEDULES, ids=str)
+    def schedule(self, request: pytest.FixtureRequest) -> StepSchedule:
+        return request.param
+
+
+class TestPerStage(ScheduleContract):
+    stages = (4,)
+
+    @pytest.fixture
+    def schedule(self) -> StepSchedule:
+        return PerStage([50, 20, 1, 5])
+
+    def test_it_is_the_table_it_was_given(self, schedule: StepSchedule) -> None:
+        assert schedule.budget(4) == (50, 20, 1, 5)
+
+    def test_it_refuses_another_number_of_stages(self, schedule: StepSchedule) -> None:
+        with pytest.raises(ValueError, match="3 stages"):
+            schedule.budget(3)
+
+
+@pytest.mark.parametrize("schedule", [Constant(0), Linear(5, 0), Power(-2, 5), PerStage([3, 2, 0])], ids=str)
+def test_a_stage_without_steps_is_refused(schedule: StepSchedule) -> None:
+    with pytest.raises(ValueError, match="at least 1 step; stage"):
+        schedule.budget(3)
+
+
+NONSENSE: dict[str, Callable[[], object]] = {
+    "exponent must be above 0": lambda: Power(exponent=0.0),
+    "0 < midpoint < 1": lambda: Logistic(midpoint=1.0),
+    "steepness > 0": lambda: Logistic(steepness=0.0),
+    "strictly increasing places": lambda: PiecewiseLinear([(0.5, 10), (0.5, 5)]),
+    r"got \[\]": lambda: PiecewiseLinear([]),
+}
+
+
+@pytest.mark.parametrize("message", NONSENSE)
+def test_options_that_make_no_sense_are_refused(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NONSENSE[message]()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1, 2]",
+        "a: [",
+        "class_path: os.path.join",
+        "class_path: Lineal",
+        "class_path: no.such.module.Linear",
+        "{class_path: Linear, init_args: {step: 3}}",
+    ],
+)
+def test_a_file_that_holds_no_schedule_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"broken\.yaml holds no step schedule"):
+        load_schedule(path)
+
+
+def test_a_file_may_give_the_name_of_a_published_schedule_alone(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("{class_path: Linear, init_args: {early: 25, late: 5}}")
+    assert load_schedule(path).budget(3) == (25, 15, 5)

@@ -1,0 +1,96 @@
+"""Every solver keeps the contract, with every kind of process and grid that fits it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from disa_framework.solvers import (
+    DDIM,
+    DDPM,
+    Cosine,
+    DPMSolver,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    LinearFlow,
+    Process,
+    Solver,
+    Spaced,
+    Strided,
+    Uniform,
+    UniformTime,
+)
+from disa_framework.testing import SolverContract
+
+VARIANCE_PRESERVING = [
+    DDPM(), DDPM(Spaced(), "small"), DDPM(variance="large"), DDIM(), DDIM(eta=1.0),
+    *(kind(order) for kind in (DPMSolver, DPMSolverPP) for order in (1, 2, 3)),
+    DPMSolver(2, Spaced(950)), DPMSolverPP(3, Spaced(950)),
+]  # fmt: skip
+FLOW = [
+    Euler(), Heun(), EulerMaruyama(), Euler(Uniform(0.1)), DDIM(Uniform()), DDIM(Uniform(), eta=1.0),
+    *(DPMSolverPP(order, Uniform()) for order in (1, 2, 3)),
+]  # fmt: skip
+
+
+class TestVariancePreserving(SolverContract):
+    @pytest.fixture(params=VARIANCE_PRESERVING, ids=str)
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        return request.param
+
+    @pytest.fixture
+    def process(self) -> Process:
+        return Cosine()
+
+
+class TestLearnedVariance(SolverContract):
+    @pytest.fixture(params=[DDPM(), DDPM(Spaced(), "learned"), DDIM(), DPMSolverPP()], ids=str)
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        return request.param
+
+    @pytest.fixture
+    def process(self) -> Process:
+        return Cosine(learns_variance=True)
+
+
+class TestStrided(SolverContract):
+    steps = (*range(2, 13), 25, 50)  # one step has no stride
+
+    @pytest.fixture(params=[DDIM(Strided()), DPMSolverPP(grid=Strided(None))], ids=str)
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        return request.param
+
+    @pytest.fixture
+    def process(self) -> Process:
+        return Cosine()
+
+
+class TestFlow(SolverContract):
+    @pytest.fixture(params=FLOW, ids=str)
+    def solver(self, request: pytest.FixtureRequest) -> Solver:
+        return request.param
+
+    @pytest.fixture
+    def process(self) -> Process:
+        return LinearFlow()
+
+
+NONSENSE: dict[str, Callable[[], object]] = {
+    "eta must lie in": lambda: DDIM(eta=1.5),
+    "variance must be one of": lambda: DDPM(variance="tiny"),  # type: ignore[arg-type]
+    "order must be 1, 2 or 3": lambda: DPMSolverPP(4),  # type: ignore[arg-type]
+    "at least 1, got 0": lambda: Spaced(0),
+    "at least 1, got -1": lambda: Strided(-1),
+    "between 0 and 1, got last=1": lambda: Uniform(1.0),
+    "clip=31 does not allow": lambda: UniformTime(31).nodes(Cosine(), 5),
+    "clip=1000 does not allow": lambda: UniformTime(1000).nodes(Cosine(), 5),
+    "predicts no variance": lambda: DDPM(variance="learned").table(Cosine(), 1),
+    "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(LinearFlow(), 5),
+}
+
+
+@pytest.mark.parametrize("message", NONSENSE)
+def test_options_that_make_no_sense_are_refused(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NONSENSE[message]()
