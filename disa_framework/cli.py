@@ -58,7 +58,7 @@ def fit(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of disa-fit to go on from.")
     config = _parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
-    init = parser.instantiate_classes(config)
+    init = parser.instantiate(config)
     trainer = Trainer(**init.trainer)
     if trainer.is_global_zero:
         folder = Path(trainer.default_root_dir)
@@ -74,7 +74,7 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     parser = _parser("disa-predict", _PREDICT)
     parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
     for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
-        parser.add_argument(f"--{section}", type=Any, help=SUPPRESS)
+        parser.add_argument(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
     parser.add_argument("--ckpt_path", type=str | None, help="Weights: .ckpt, .pth or .safetensors.")
     parser.add_argument("--num_images", type=int, default=64, help="How many images to draw.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images drawn together.")
@@ -83,7 +83,7 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     parser.add_argument("--npz", type=bool, default=False, help="Also write samples.npz: images and labels.")
     parser.add_argument("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
     config = _parse(parser, args)
-    init = parser.instantiate_classes(config)
+    init = parser.instantiate(config)
     module = _module(init)
     if config.ckpt_path:
         apply_weights(module.model, load_weights(config.ckpt_path), config.ckpt_path)
@@ -189,22 +189,22 @@ def _draw(
         made = {
             "settings": settings,
             "num_images": config.num_images,
-            "labels": [data.label_of(i) for i in indices],
+            "labels_in_turn": labels,
             "budget": module.schedule.budget(module.num_stages),
             "head_evaluations_per_image": evaluations,
             "seconds_per_image": timer.seconds_per_image,
         }
         folder.describe(made)
-        _derive(folder, config, made)
+        _derive(folder, config, made, [labels[i % len(labels)] for i in indices])
     return folder
 
 
-def _derive(folder: SampleFolder, config: Namespace, made: dict[str, Any]) -> None:
+def _derive(folder: SampleFolder, config: Namespace, made: dict[str, Any], labels: list[int]) -> None:
     """Writes what is made of the images, and says where everything is."""
     indices = range(config.num_images)
     written = [folder.path]
     if config.npz:
-        written.append(folder.write_npz(indices, made["labels"]))
+        written.append(folder.write_npz(indices, labels))
     if config.grid:
         written.append(folder.write_grid(indices[:_GRID]))
     seconds = made["seconds_per_image"]
@@ -215,7 +215,7 @@ def _derive(folder: SampleFolder, config: Namespace, made: dict[str, Any]) -> No
 
 def _settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """What decides what the images look like."""
-    whole = json.loads(parser.dump(config, format="json", skip_none=False))
+    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
     weights = config.ckpt_path and hashlib.sha256(Path(config.ckpt_path).read_bytes()).hexdigest()
     return {**{name: whole.get(name) for name in _DECIDES_PIXELS}, "weights_sha256": weights}
 

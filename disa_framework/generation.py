@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,25 +89,37 @@ def generate(
         raise ValueError(f"{count} samples need {count} indices, got {len(places)}")
     source = PhiloxNoise(seed, places, model.device) if noise is None else noise
     labels = None if condition is None else condition.to(model.device)
-    state = model.begin(labels, stages, guidance or Guidance(), source, count)
     for observer in observers:
         observer.begin(model, stages, count)
     budget = schedule.budget(stages)
     history: list[StageRecord] = []
-    for stage in range(stages):
-        proposal = model.propose(state, stage)
-        steps = schedule.steps(stage, budget, history)
-        for observer in observers:
-            observer.proposed(stage, proposal, steps)
-        tokens = solver.sample(
-            proposal.denoise, model.process, steps, partial(source.normal, stage, proposal.shape), model.dtype
-        )
-        state = model.accept(state, proposal, tokens)
-        record = StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0])
-        history.append(record)
-        for observer in observers:
-            observer.accepted(record, tokens)
-    return model.finish(state)
+    with _evaluating(model):
+        state = model.begin(labels, stages, guidance or Guidance(), source, count)
+        for stage in range(stages):
+            proposal = model.propose(state, stage)
+            steps = schedule.steps(stage, budget, history)
+            for observer in observers:
+                observer.proposed(stage, proposal, steps)
+            normal = partial(source.normal, stage, proposal.shape)
+            tokens = solver.sample(proposal.denoise, model.process, steps, normal, model.dtype)
+            state = model.accept(state, proposal, tokens)
+            record = StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0])
+            history.append(record)
+            for observer in observers:
+                observer.accepted(record, tokens)
+        return model.finish(state)
+
+
+@contextmanager
+def _evaluating(model: ARDiffusionModel) -> Iterator[None]:
+    """Without dropout, whatever mode the model is in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def check_request(model: ARDiffusionModel, num_stages: int, labels: Tensor | None) -> None:
@@ -134,10 +147,11 @@ def check_request(model: ARDiffusionModel, num_stages: int, labels: Tensor | Non
 
 
 def _batch_size(condition: Tensor | None, batch_size: int | None) -> int:
-    if condition is None:
-        if batch_size is None:
-            raise ValueError("unconditional generation needs batch_size")
-        return batch_size
-    if batch_size not in (None, len(condition)):
+    if condition is None and batch_size is None:
+        raise ValueError("unconditional generation needs batch_size")
+    if condition is not None and batch_size not in (None, len(condition)):
         raise ValueError(f"batch_size={batch_size} contradicts {len(condition)} labels: leave it out")
-    return len(condition)
+    count = len(condition) if condition is not None else batch_size
+    if not count or count < 1:
+        raise ValueError(f"need at least 1 sample, got {count}")
+    return count

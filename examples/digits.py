@@ -19,6 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from disa_framework.callbacks import SampleFolder
@@ -74,15 +75,21 @@ def main(args: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         checkpoint = train(root / f"seed{seed}", seed, options)
         for name in tqdm(names, desc=f"schedules, seed {seed}"):
-            folder = draw(root / f"seed{seed}" / name.replace(" ", "-").replace(",", ""), name, checkpoint, options)
+            folder = draw(root / f"seed{seed}" / slug(name), name, checkpoint, options)
             results[name].append(measure(folder, options.polarity))
     text = table(results)
     write_atomically(root / "table.md", text.encode())
     print(f"\n{options.polarity} polarity, {len(options.seeds)} training run(s), {options.num_images} images each\n")
     print(text)
-    print(f"pictures  {root}/seed{options.seeds[0]}/*/grid.png")
-    print(f"budgets   {plot_budgets(root / 'budgets.png', names)}")
     print(f"table     {root / 'table.md'}")
+    print(f"pictures  {plot_samples(root / 'samples.png', root / f'seed{options.seeds[0]}', names)}")
+    print(f"budgets   {plot_budgets(root / 'budgets.png', names)}")
+    print(f"all       {root}/seed*/*/grid.png")
+
+
+def slug(name: str) -> str:
+    """The schedule's name as a folder's."""
+    return name.replace(" ", "-").replace(",", "").replace("→", "-to-")
 
 
 def train(folder: Path, seed: int, options: argparse.Namespace) -> Path:
@@ -118,7 +125,7 @@ def measure(folder: SampleFolder, polarity: Polarity) -> Result:
     metric.update(images, real=False)
     return Result(
         metric.compute().item(),
-        agreement(images, torch.tensor(made["labels"])),
+        agreement(images, torch.tensor(made["labels_in_turn"]).repeat(len(images))[: len(images)]),
         made["head_evaluations_per_image"],
         made["seconds_per_image"],
     )
@@ -152,6 +159,23 @@ def plot_budgets(path: Path, names: Sequence[str], num_stages: int = 16) -> Path
     for name in names:
         SCHEDULES[name].plot(num_stages, axes)
     axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def plot_samples(path: Path, folder: Path, names: Sequence[str], count: int = 20) -> Path:
+    """Draws the first images of each schedule, which share their noise, into one figure."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, rows = plt.subplots(len(names), layout="constrained", figsize=(11, 0.62 * len(names)), squeeze=False)
+    for axes, name in zip(rows[:, 0], names, strict=True):
+        images = SampleFolder(folder / slug(name)).read(range(count))
+        strip = pad(images, (1, 1), value=127).squeeze(1).permute(1, 0, 2).flatten(1)
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

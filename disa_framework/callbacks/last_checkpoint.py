@@ -24,7 +24,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or _ends(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,3 +39,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             os.replace(part, path)
         self._saved_step = trainer.global_step
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether this epoch is the last. When training has ended it is too late for a checkpoint to go on from:
+    `EMAWeightAveraging` has replaced the trained weights by their average."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    return trainer.should_stop or 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step

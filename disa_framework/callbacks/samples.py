@@ -63,7 +63,10 @@ class SampleFolder:
             if self.finished():
                 raise ValueError(f"{self.path} holds images that nothing describes: choose another --output")
             return self.describe({"settings": settings})
-        known = json.loads(self.manifest.read_text())["settings"]
+        try:
+            known = dict(json.loads(self.manifest.read_text())["settings"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.manifest} is damaged: delete {self.path} or choose another --output") from error
         if differing := sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)):
             raise ValueError(
                 f"{self.path} holds images made with other settings ({', '.join(differing)} differ; see "

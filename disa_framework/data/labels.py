@@ -68,10 +68,6 @@ class LabelsData(LightningDataModule):
         self.num_images, self.labels, self.batch_size, self.finished = num_images, labels, batch_size, finished
         self.pending: list[LabelBatch] = []
 
-    def label_of(self, index: int) -> int | None:
-        """The label of sample `index`."""
-        return None if self.labels is None else self.labels[index % len(self.labels)]
-
     def setup(self, stage: str) -> None:
         done = frozenset(self.finished())
         starts = range(0, self.num_images, self.batch_size)
@@ -85,5 +81,7 @@ class LabelsData(LightningDataModule):
         return DataLoader(_Batches(self.pending), batch_size=None)
 
     def _batch(self, places: range) -> LabelBatch:
-        labels = None if self.labels is None else torch.tensor([self.label_of(i) for i in places])
+        labels = None
+        if self.labels is not None:
+            labels = torch.tensor([self.labels[i % len(self.labels)] for i in places])
         return LabelBatch(torch.tensor(places), labels)

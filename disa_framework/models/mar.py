@@ -123,6 +123,10 @@ class MAR(ARDiffusionModel):
             raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
         if not 0 <= mask_ratio_min < 1:
             raise ValueError(f"mask_ratio_min must lie in [0, 1), got {mask_ratio_min}")
+        if not mask_ratio_std > 0:
+            raise ValueError(f"mask_ratio_std must be above 0, got {mask_ratio_std}")
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size must be at least 1, got {buffer_size}: its slots carry the class")
         side, channels = latent_size // patch_size, latent_channels * patch_size**2
         self.process = Cosine(learns_variance=True)
         self.latent_shape = (latent_channels, latent_size, latent_size)

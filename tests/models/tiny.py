@@ -18,6 +18,7 @@ def tiny_mar(std: float | None = 0.2, **options: Any) -> MAR:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MAR(**{**TINY, **options})
-        for parameter in model.parameters() if std else ():
-            torch.nn.init.normal_(parameter, std=std)
+        if std is not None:
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=std)
     return model.eval()

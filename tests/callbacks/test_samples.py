@@ -1,0 +1,202 @@
+"""The folder of drawn images is the record of a run: nothing half, nothing mixed, nothing drawn twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from disa_framework.callbacks import SampleFolder
+
+SETTINGS: dict[str, Any] = {"seed": 0, "schedule": {"early": 50, "knots": [[0.0, 5], [1.0, 2]]}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SampleFolder:
+    folder = SampleFolder(tmp_path / "drawn")
+    folder.claim(SETTINGS)
+    return folder
+
+
+def pixels(channels: int, count: int = 3) -> Tensor:
+    """Bytes `[B, c, 4, 6]`."""
+    return torch.randint(256, (count, channels, 4, 6), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def fill(folder: SampleFolder, images: Tensor) -> None:
+    for index, image in enumerate(images):
+        folder.write(index, image / 127.5 - 1)
+
+
+def names(folder: SampleFolder) -> list[str]:
+    return sorted(entry.name for entry in folder.path.iterdir())
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_read_as_they_were_written(folder: SampleFolder, channels: int) -> None:
+    images = pixels(channels)
+    fill(folder, images)
+    assert torch.equal(folder.read([0, 1, 2]), images)
+    assert torch.equal(folder.read([2, 0]), images[[2, 0]])
+
+
+def test_pixels_are_rounded_and_clipped(folder: SampleFolder) -> None:
+    folder.write(0, torch.tensor([-1.5, -1.0, -0.004, 0.0, 0.9999, 7.0]).reshape(1, 1, 6))
+    assert folder.read([0]).flatten().tolist() == [0, 0, 127, 128, 255, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_may_have_any_precision(folder: SampleFolder, dtype: torch.dtype) -> None:
+    folder.write(0, torch.tensor([[[-1.0, 0.0, 1.0]]], dtype=dtype))
+    assert folder.read([0]).flatten().tolist() == [0, 128, 255]
+
+
+def test_other_numbers_of_channels_are_refused(folder: SampleFolder) -> None:
+    with pytest.raises(ValueError, match="1 or 3 channels, these images have 2"):
+        folder.write(0, torch.zeros(2, 4, 4))
+    assert folder.finished() == set()
+
+
+def test_an_image_that_exists_is_left_as_it_is(folder: SampleFolder) -> None:
+    folder.write(0, torch.zeros(1, 4, 4))
+    os.utime(folder.file(0), (1, 1))
+    folder.write(0, torch.ones(1, 4, 4))
+    assert folder.file(0).stat().st_mtime == 1
+    assert (folder.read([0]) == 128).all()
+
+
+def test_a_write_that_fails_leaves_no_image(folder: SampleFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="no space left"):
+            folder.write(0, torch.zeros(1, 4, 4))
+    assert names(folder) == ["samples.json"]
+    folder.write(0, torch.zeros(1, 4, 4))
+    assert folder.finished() == {0}
+
+
+def test_finished_images_are_told_from_other_files(folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    folder.write(1_234_567, torch.zeros(1, 4, 4))
+    for name in ("grid.png", "1.png", ".000007.png.12.tmp", "000008.png.bak", "x000009.png", "000010.jpg"):
+        (folder.path / name).touch()
+    assert folder.finished() == {0, 1, 2, 1_234_567}
+
+
+def test_a_folder_that_is_not_there_has_no_images(tmp_path: Path) -> None:
+    assert SampleFolder(tmp_path / "none").finished() == set()
+
+
+# --- what made them ---------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_in_its_own_folder(folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    folder.claim({**SETTINGS, "schedule": {"early": 50, "knots": [(0.0, 5), (1.0, 2)]}})
+    assert folder.finished() == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({**SETTINGS, "seed": 1}, "seed"), ({**SETTINGS, "guidance": 2.0}, "guidance"), ({"seed": 0}, "schedule")],
+)
+def test_another_run_is_refused_and_told_what_differs(
+    folder: SampleFolder, settings: dict[str, Any], key: str
+) -> None:
+    before = folder.manifest.read_bytes()
+    with pytest.raises(ValueError, match=rf"other settings \({key} differ; see .*samples\.json\): choose"):
+        folder.claim(settings)
+    assert folder.manifest.read_bytes() == before
+
+
+def test_images_that_nothing_describes_are_refused(folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    folder.manifest.unlink()
+    with pytest.raises(ValueError, match="images that nothing describes"):
+        folder.claim(SETTINGS)
+
+
+def test_what_a_killed_run_left_half_is_removed_and_the_rest_kept(folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    (folder.path / ".000003.png.12.tmp").write_bytes(b"half")
+    (folder.path / "notes.tmp").touch()
+    folder.claim(SETTINGS)
+    assert names(folder) == ["000000.png", "000001.png", "000002.png", "notes.tmp", "samples.json"]
+
+
+def test_a_folder_with_other_files_may_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    SampleFolder(tmp_path).claim(SETTINGS)
+    assert (tmp_path / "samples.json").exists()
+
+
+# --- derived files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_npz_is_what_an_evaluator_reads(folder: SampleFolder, channels: int) -> None:
+    images = pixels(channels)
+    fill(folder, images)
+    with np.load(folder.write_npz([0, 2], [7, 8]), allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["arr_0", "arr_1"]
+        assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_1"].dtype == np.int64
+        assert np.array_equal(arrays["arr_0"], images[[0, 2]].permute(0, 2, 3, 1))
+        assert arrays["arr_1"].tolist() == [7, 8]
+
+
+def test_the_npz_of_unconditional_images_has_no_labels(folder: SampleFolder) -> None:
+    fill(folder, pixels(3))
+    with np.load(folder.write_npz([0, 1, 2], None)) as arrays:
+        assert sorted(arrays) == ["arr_0"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_grid_shows_every_image_in_reading_order(folder: SampleFolder, channels: int) -> None:
+    images = pixels(channels, count=5)
+    fill(folder, images)
+    with Image.open(folder.write_grid(range(5), columns=3)) as picture:
+        grid = torch.from_numpy(np.array(picture)).reshape(*picture.size[::-1], channels).permute(2, 0, 1)
+    zoom, border = 8, 4  # of 6 pixels to 48
+    h, w = 4 * zoom, 6 * zoom
+    assert grid.shape == (channels, 2 * h + 3 * border, 3 * w + 4 * border)
+    for place in range(6):
+        top, left = border + place // 3 * (h + border), border + place % 3 * (w + border)
+        cell = grid[:, top : top + h, left : left + w]
+        if place < 5:
+            assert torch.equal(cell[:, ::zoom, ::zoom], images[place])
+            assert torch.equal(cell[:, zoom - 1 :: zoom, zoom - 1 :: zoom], images[place])
+        else:
+            assert (cell == 128).all()
+    assert (grid[:, :border] == 128).all() and (grid[:, :, -border:] == 128).all()
+
+
+def test_large_images_are_not_enlarged(folder: SampleFolder) -> None:
+    folder.write(0, torch.zeros(1, 64, 64))
+    with Image.open(folder.write_grid([0], columns=1)) as picture:
+        assert picture.size == (68, 68)
+
+
+def test_derived_files_are_no_samples(folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    folder.write_npz([0], None)
+    folder.write_grid([0])
+    assert folder.finished() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 3}'])
+def test_a_damaged_description_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(ValueError, match=r"samples\.json is damaged"):
+        SampleFolder(tmp_path).claim({"seed": 0})

@@ -1,0 +1,310 @@
+"""The commands, run as people run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from disa_framework.cli import find_config, fit, predict
+from disa_framework.models import MAR, MixtureAR
+from disa_framework.schedules import PerStage
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").rglob("*.yaml"))
+MIXTURE = ["--config", "mixture/default", "--trainer.enable_progress_bar", "false"]
+TINY = {
+    "latent_size": 8, "latent_channels": 1, "patch_size": 2, "num_classes": 10, "encoder_width": 16, "encoder_depth": 1,
+    "encoder_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "head_depth": 1, "head_width": 16,
+    "buffer_size": 2, "diffusion_batch_mul": 1,
+}  # fmt: skip
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*treespec.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices"),
+    pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero"),
+]
+
+
+def program(name: str) -> str:
+    """The installed program."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run(name: str, *args: str, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a program away from the checkout."""
+    return subprocess.run(
+        [program(name), *args], cwd=cwd, capture_output=True, text=True, timeout=300, check=False, preexec_fn=limit
+    )
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png") if path.name != "grid.png"}
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MAR trained for a few steps by the command itself, and its folder."""
+    folder = tmp_path_factory.mktemp("fit")
+    model = folder / "tiny.yaml"
+    content = yaml.safe_load(Path(find_config("digits/mar")).read_text())
+    content["model"]["init_args"] = TINY
+    model.write_text(yaml.safe_dump(content))
+    done = run(
+        "disa-fit", "--config", "tiny.yaml", "--trainer.max_steps", "6", "--trainer.default_root_dir", "run",
+        "--trainer.enable_progress_bar", "false", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_model_is_trained_and_draws_images(digits_run: Path, tmp_path: Path) -> None:
+    done = run(
+        "disa-predict", "--config", str(digits_run / "tiny.yaml"), "--ckpt_path", str(digits_run / "run/last.ckpt"),
+        "--schedule", "TwoStage", "--schedule.early", "3", "--schedule.late", "2", "--num_stages", "4",
+        "--guidance.scale", "2", "--labels", "[3, 7]", "--num_images", "5", "--batch_size", "2", "--seed", "1",
+        "--npz", "true", "--grid", "true", "--output", "drawn", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "drawn/samples.json").read_text())
+    assert made["labels_in_turn"] == [3, 7] and made["budget"] == [3, 3, 2, 2]
+    assert made["head_evaluations_per_image"] == 10 and made["seconds_per_image"] > 0
+    assert made["settings"]["seed"] == 1 and made["settings"]["guidance"]["scale"] == 2
+    assert len(images(tmp_path / "drawn")) == 5
+    with np.load(tmp_path / "drawn/samples.npz", allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 1) and arrays["arr_1"].tolist() == [3, 7, 3, 7, 3]
+        assert np.array_equal(arrays["arr_0"][2, ..., 0], np.array(Image.open(tmp_path / "drawn/000002.png")))
+    assert "5 images, 10 head evaluations each" in done.stdout and (tmp_path / "drawn/grid.png").exists()
+
+
+# Six steps end within an epoch.
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_training_goes_on_from_its_checkpoint(digits_run: Path) -> None:
+    before = ["--config", str(digits_run / "tiny.yaml"), "--ckpt_path", str(digits_run / "run/last.ckpt")]
+    longer = ["--trainer.max_steps", "9", "--trainer.default_root_dir", str(digits_run / "longer")]
+    fit([*before, *longer, "--trainer.enable_progress_bar", "false"])
+    checkpoints = [torch.load(digits_run / name / "last.ckpt", weights_only=True) for name in ("run", "longer")]
+    assert [checkpoint["global_step"] for checkpoint in checkpoints] == [6, 9]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_is_read_by_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        predict(["--config", name, "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: disa_framework.models." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [fit, predict])
+def test_help_explains_every_option(command: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "examples:\n  disa-" in out and "disa_framework.schedules.Linear" in out and "--guidance.scale" in out
+
+
+def test_a_schedule_is_read_from_the_file_it_was_saved_to(tmp_path: Path) -> None:
+    PerStage([4, 3, 2, 1]).save(tmp_path / "best.yaml")
+    few = [*MIXTURE, "--num_stages", "4", "--num_images", "2", "--output", str(tmp_path / "drawn")]
+    folder = predict([*few, "--schedule", str(tmp_path / "best.yaml")])
+    assert json.loads(folder.manifest.read_text())["budget"] == [4, 3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Forty images, drawn in one process without interruption."""
+    folder = tmp_path_factory.mktemp("reference")
+    return images(predict([*MIXTURE, *FORTY, "--output", str(folder)]).path)
+
+
+FORTY = ["--num_images", "40", "--batch_size", "4"]
+
+
+@pytest.mark.parametrize("count", [40, 3])
+def test_two_processes_draw_the_same_files(count: int, tmp_path: Path, reference: dict[str, bytes]) -> None:
+    # With three images there is one batch, and a process without work.
+    done = run(
+        "disa-predict", *MIXTURE, "--num_images", str(count), "--batch_size", "4", "--output", "drawn",
+        "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    drawn = images(tmp_path / "drawn")
+    if count == 40:
+        assert drawn == reference
+    assert len(drawn) == count
+
+
+def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    command = [program("disa-predict"), *MIXTURE, *FORTY, "--output", "drawn", "--schedule.early", "50"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "drawn"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("0*.png"))) < 6 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {name: (folder / name).stat().st_mtime_ns for name in images(folder)}
+    assert 6 <= len(kept) < 40, "the run was to be killed half-way"
+    for name in kept:
+        Image.open(folder / name).load()
+    (folder / ".000039.png.1.tmp").write_bytes(b"half")
+
+    predict([*MIXTURE, *FORTY, "--output", str(folder)])
+    assert images(folder) == reference
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    assert not list(folder.glob(".*"))
+
+
+def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    few = [*MIXTURE, "--num_images", "2", "--output", str(tmp_path)]
+    predict(few)
+    with pytest.raises(ValueError, match=r"other settings \(seed differ"):
+        predict([*few, "--seed", "5"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schedule", "Constant", "--schedule.steps", "0"], "at least 1 step"),
+        (["--num_stages", "17"], "num_stages must lie in 1 … 16"),
+        (["--labels", "[5]"], "labels must lie in 0 … 0 for this model, got 5"),
+        (["--solver", "Euler"], "Euler is for linear flows"),
+        (["--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+        (["--guidance.interval", "[0.9, 0.1]"], "0 <= low <= high <= 1"),
+        (["--num_images", "0"], "num_images >= 1"),
+        (["--schedule", "PerStage", "--schedule.steps", "[3, 2]"], "for 16 stages needs as many step counts, got 2"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_written(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message.replace("[", r"\[")):
+        predict([*MIXTURE, "--output", str(tmp_path / "drawn"), *options])
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schedule", "Nonsense"], "known for --schedule: Constant, Cosine, Linear"),
+        (["--model", "my.Missing"], "known for --model: MAR, MixtureAR"),
+        (["--config", "nowhere"], "no configuration 'nowhere': give the path of a file, or one of digits/mar"),
+        (["--seed", "abc"], 'Parser key "seed"'),
+        (["--shedule", "Linear"], "unrecognized arguments: --shedule"),
+    ],
+)
+def test_a_wrong_option_is_explained(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        predict([*MIXTURE, *options])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+
+
+def test_what_a_user_can_mend_is_one_line_and_a_status(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run("disa-predict", *MIXTURE, "--num_images", "2", "--output", "file/drawn", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("disa-predict: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    count = 500  # whose archive is larger than that, and whose description is not
+    args = [*MIXTURE, "--num_images", str(count), "--batch_size", "250", "--output", "drawn"]
+    full = run("disa-predict", *args, "--npz", "true", cwd=tmp_path, limit=small_files)
+    assert full.returncode == 1 and "disa-predict: error: " in full.stderr
+    folder = tmp_path / "drawn"
+    assert len(images(folder)) == count and not list(folder.glob(".*")) and not (folder / "samples.npz").exists()
+    predict([*args[:-1], str(folder), "--npz", "true"])
+    assert (folder / "samples.npz").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing weights", "other size", "nan", "truncated"])
+def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, digits_run: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "broken.ckpt"
+    whole = (digits_run / "run/last.ckpt").read_bytes()
+    options = ["--config", str(digits_run / "tiny.yaml"), "--output", str(tmp_path / "drawn")]
+    messages = {"missing weights": "give a checkpoint", "other size": "other shapes"}
+    messages |= {"nan": "NaN or infinite", "truncated": "damaged"}
+    if damage == "truncated":
+        checkpoint.write_bytes(whole[: len(whole) // 2])
+    if damage == "nan":
+        content = torch.load(digits_run / "run/last.ckpt", weights_only=True)
+        content["state_dict"]["model.mask_token"].fill_(float("nan"))
+        torch.save(content, checkpoint)
+    if damage == "other size":
+        torch.save(MAR(**{**TINY, "buffer_size": 5}).state_dict(), checkpoint)
+    if damage != "missing weights":
+        options += ["--ckpt_path", str(checkpoint)]
+    with pytest.raises(ValueError, match=messages[damage]):
+        predict(options)
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_a_class_from_elsewhere_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from disa_framework.schedules import StepSchedule\n"
+        "class Halving(StepSchedule):\n"
+        "    def __init__(self, first: int = 8):\n"
+        "        super().__init__(first=first)\n"
+        "        self.first = first\n"
+        "    def compute(self, num_stages):\n"
+        "        return [max(1, self.first >> k) for k in range(num_stages)]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drawn = str(tmp_path / "drawn")
+    folder = predict(
+        [*MIXTURE, "--schedule", "mine.Halving", "--num_stages", "4", "--num_images", "1", "--output", drawn]
+    )
+    assert json.loads(folder.manifest.read_text())["budget"] == [8, 4, 2, 1]
+
+
+def test_what_is_drawn_is_what_generate_returns(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    from disa_framework import generate
+    from disa_framework.callbacks import SampleFolder
+    from disa_framework.schedules import Linear
+    from disa_framework.solvers import DDPM, Spaced
+
+    solver = DDPM(Spaced(clip=950))
+    latents = generate(MixtureAR(), torch.zeros(40, dtype=torch.long), schedule=Linear(50, 5), solver=solver)
+    folder = SampleFolder(tmp_path)
+    for i, image in enumerate(latents / 4):
+        folder.write(i, image)
+    ours, theirs = (np.stack([np.array(Image.open(p)) for p in paths]).astype(int) for paths in (
+        sorted(tmp_path.glob("*.png")), [_file(tmp_path, name, data) for name, data in sorted(reference.items())]
+    ))  # fmt: skip
+    assert abs(ours - theirs).max() <= 1  # in one batch of 40 instead of ten of 4
+
+
+def _file(folder: Path, name: str, data: bytes) -> Path:
+    (folder / "reference").mkdir(exist_ok=True)
+    path = folder / "reference" / name
+    path.write_bytes(data)
+    return path
+
+
+def test_importing_the_package_is_quick() -> None:
+    # Three seconds is promised on an idle machine; the test only catches a heavy import.
+    code = "import time; t = time.perf_counter(); import disa_framework; print(time.perf_counter() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert float(done.stdout) < 15

@@ -1,0 +1,259 @@
+"""The Lightning module: what is optimised, what is kept, and that a stopped run goes on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from disa_framework.callbacks import ImageWriter, LastCheckpoint, SampleFolder
+from disa_framework.data import DigitsData, LabelsData
+from disa_framework.guidance import Guidance
+from disa_framework.models import Identity, MixtureAR
+from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups
+from disa_framework.schedules import Constant, Linear
+from disa_framework.solvers import DDPM, Spaced
+from tests.models.tiny import tiny_mar
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*LeafSpec:FutureWarning",
+    "ignore:.*in eval mode",
+    "ignore:Couldn't infer the batch indices",
+    "ignore:.*no `val_dataloader`",
+)
+
+
+DIGITS: dict[str, Any] = {"latent_size": 8, "num_classes": 10}
+
+
+def tiny_module(**options: Any) -> ARDiffusionModule:
+    model = tiny_mar(std=None, **DIGITS).train()
+    return ARDiffusionModule(model, optimization=Optimization(lr=1e-3, warmup_steps=3), **options)
+
+
+def trainer(folder: Path, *callbacks: Callback, **limits: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        accelerator="cpu", devices=1, default_root_dir=folder, callbacks=list(callbacks),
+        **{"num_sanity_val_steps": 0, "limit_val_batches": 1, **quiet, **limits},
+    )  # fmt: skip
+
+
+# --- optimisation -----------------------------------------------------------------------------------------
+
+
+def test_biases_norms_and_the_head_are_not_decayed() -> None:
+    model = tiny_mar()
+    decayed, others = parameter_groups(model, Optimization(weight_decay=0.3))
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    spared = {id(p) for p in others["params"]}
+    for name, parameter in model.named_parameters():
+        plain = name.startswith("diffloss.") or name.endswith(".bias") or "norm" in name or "_ln" in name
+        assert (id(parameter) in spared) == plain, name
+
+
+def test_every_trained_parameter_is_in_exactly_one_group() -> None:
+    model = tiny_mar()
+    model.mask_token.requires_grad_(False)
+    grouped = [id(p) for group in parameter_groups(model, Optimization()) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p is not model.mask_token)
+
+
+class Rates(Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[1]["lr"])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_learning_rate_rises_linearly_and_stays(warmup: int, tmp_path: Path) -> None:
+    module = ARDiffusionModule(tiny_mar(**DIGITS), optimization=Optimization(lr=0.01, warmup_steps=warmup))
+    rates = Rates()
+    trainer(tmp_path, rates, max_steps=warmup + 3).fit(module, datamodule=DigitsData(batch_size=16))
+    assert rates.seen == pytest.approx([0.01 * (k + 1) / (warmup + 1) for k in range(warmup)] + 3 * [0.01])
+
+
+def test_a_cosine_decay_ends_at_0_and_never_rises_after_warm_up() -> None:
+    options = Optimization(warmup_steps=4, decay="cosine")
+    factors = [options.factor(step, 20) for step in range(25)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a >= b for a, b in pairwise(factors[4:]))
+    assert factors[12] == pytest.approx(0.5)
+    assert factors[20:] == pytest.approx([0.0] * 5)
+    assert options.factor(1000, float("inf")) == 1.0
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": float("nan")}, {"warmup_steps": -1}], ids=str)
+def test_an_optimisation_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need lr > 0 and warmup_steps >= 0, got"):
+        Optimization(**options)
+
+
+# --- what it holds ----------------------------------------------------------------------------------------
+
+
+class Scaled(Identity):
+    """A tokenizer with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_only_the_model_and_the_tokenizer_are_kept() -> None:
+    module = tiny_module(
+        schedule=Linear(9, 2), solver=DDPM(Spaced()), guidance=Guidance(2.0), tokenizer=Scaled()
+    )
+    model = {f"model.{name}" for name in module.model.state_dict()}
+    assert set(module.state_dict()) == {*model, "tokenizer.gain"}
+
+
+def test_it_says_what_an_image_costs() -> None:
+    module = ARDiffusionModule(MixtureAR(), Linear(50, 5), DDPM(Spaced(clip=950)))
+    # 440 steps; those above timestep 950 coincide.
+    assert module.evaluations() == sum(
+        module.solver.evaluations(module.model.process, steps) for steps in Linear(50, 5).budget(16)
+    ) < 440
+    assert ARDiffusionModule(MixtureAR(), Constant(3), num_stages=5).evaluations() == 15
+
+
+def test_drawn_images_are_decoded_latents() -> None:
+    plain, scaled = (ARDiffusionModule(MixtureAR(), Constant(3), tokenizer=Identity(s)) for s in (1.0, 4.0))
+    indices = torch.tensor([4, 2])
+    latents = plain.draw(None, indices)
+    assert torch.equal(scaled.draw(None, indices), latents / 4)
+    torch.testing.assert_close(latents, plain.draw(None, torch.arange(5))[indices])
+
+
+def test_the_predict_loop_writes_what_draw_returns(tmp_path: Path) -> None:
+    module = ARDiffusionModule(tiny_mar(), Constant(3))
+    folder = SampleFolder(tmp_path / "drawn")
+    folder.claim({})
+    runner = trainer(tmp_path, ImageWriter(folder))
+    runner.predict(module, datamodule=LabelsData(5, [0, 1, 2], 3), return_predictions=False)
+    other = SampleFolder(tmp_path / "other")
+    other.claim({})
+    for index, image in enumerate(module.draw(torch.tensor([0, 1, 2, 0, 1]), torch.arange(5))):
+        other.write(index, image)
+    difference = folder.read(range(5)).int() - other.read(range(5)).int()
+    assert difference.abs().max() <= 1  # rounding depends on the batch
+
+
+def test_images_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    model = tiny_mar()
+    nn.init.constant_(model.mask_token, float("nan"))
+    runner = trainer(tmp_path, ImageWriter(SampleFolder(tmp_path)))
+    with pytest.raises(ValueError, match="NaN or infinite pixels"):
+        runner.predict(ARDiffusionModule(model, Constant(3)), datamodule=LabelsData(2, [0]))
+    assert not list(tmp_path.glob("*.png"))
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=0, atol=1e-6) for k in a)
+
+
+def test_a_fit_leaves_a_checkpoint_with_averaged_weights(tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    module = tiny_module()
+    runner = trainer(tmp_path, EMAWeightAveraging(decay=0.9), LastCheckpoint(), max_steps=5, val_check_interval=5)
+    runner.fit(module, datamodule=DigitsData(batch_size=32))
+    assert runner.global_step == 5
+    assert {"train_loss", "val_loss"} <= runner.callback_metrics.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    kept = checkpoint(tmp_path)
+    assert not same(kept["state_dict"], kept["current_model_state"])
+    assert same(kept["state_dict"], module.state_dict())  # the run ends with the average in place
+
+    fresh = tiny_mar(**DIGITS)
+    apply_weights(fresh, load_weights(tmp_path / "last.ckpt"), "last.ckpt")
+    assert same(fresh.state_dict(), module.model.state_dict())
+
+
+def test_two_validations_of_the_same_weights_agree(tmp_path: Path) -> None:
+    module, data = tiny_module(), DigitsData(batch_size=32)
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        runner = trainer(tmp_path, limit_val_batches=3)
+        losses.append(runner.validate(module, datamodule=data, verbose=False)[0]["val_loss"])
+    assert losses[0] == losses[1]
+    nn.init.normal_(module.model.get_parameter("diffloss.net.final_layer.linear.weight"))
+    assert trainer(tmp_path).validate(module, datamodule=data, verbose=False)[0]["val_loss"] != losses[0]
+
+
+class Reseed(Callback):
+    """Makes the randomness of a training step a function of its number."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(trainer.global_step)
+
+
+def fit(folder: Path, every_n_epochs: int = 1, **limits: Any) -> None:
+    """Trains on four fixed batches an epoch, from `last.ckpt` if there is one."""
+    images, labels = DigitsData(batch_size=16).train_dataset()[:64]
+    batches = DataLoader(TensorDataset(images, labels), batch_size=16)
+    last = folder / "last.ckpt"
+    callbacks = [EMAWeightAveraging(decay=0.9), LastCheckpoint(every_n_epochs), Reseed()]
+    trainer(folder, *callbacks, limit_val_batches=0, **limits).fit(
+        tiny_module(), batches, ckpt_path=last if last.exists() else None, weights_only=True
+    )
+
+
+@pytest.mark.parametrize("every_n_epochs", [1, 5], ids=["saved often", "saved at the end"])
+def test_a_run_stopped_after_an_epoch_and_continued_equals_one_that_was_not(
+    every_n_epochs: int, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, every_n_epochs, max_epochs=3)
+    fit(parts, every_n_epochs, max_epochs=2)
+    assert checkpoint(parts)["global_step"] == 8
+    fit(parts, every_n_epochs, max_epochs=3)
+    a, b = checkpoint(whole), checkpoint(parts)
+    assert a["global_step"] == b["global_step"] == 12
+    assert same(a["state_dict"], b["state_dict"])
+    assert same(a["current_model_state"], b["current_model_state"])
+    assert a["lr_schedulers"] == b["lr_schedulers"]
+    for key, moments in a["optimizer_states"][0]["state"].items():
+        assert same(moments, b["optimizer_states"][0]["state"][key])
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_stopped_within_an_epoch_keeps_the_weights_it_trained(tmp_path: Path) -> None:
+    fit(tmp_path, every_n_epochs=5, max_steps=6)
+    first = checkpoint(tmp_path)
+    assert first["global_step"] == 6
+    assert not same(first["state_dict"], first["current_model_state"])
+    fit(tmp_path, every_n_epochs=5, max_steps=10)
+    second = checkpoint(tmp_path)
+    assert second["global_step"] == 10
+    assert second["optimizer_states"][0]["state"][0]["step"] == 10
+
+
+def test_an_unknown_decay_is_refused() -> None:
+    with pytest.raises(ValueError, match="decay must be 'none' or 'cosine', got 'linear'"):
+        Optimization(decay="linear")  # type: ignore[arg-type]
+
+
+def test_checkpoints_at_no_epoch_are_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_epochs must be at least 1, got 0"):
+        LastCheckpoint(0)
