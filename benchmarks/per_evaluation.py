@@ -2,7 +2,7 @@
 
     python -m benchmarks.per_evaluation [--threads 1] [--repeats 9]
 
-Times the head of a MAR (width 256, head 3x512, 64 tokens, one a stage) with constant and with annealed budgets, in turn, and
+Times the head of a MAR (width 256, head 3x512, 64 tokens, one a stage) with constant and annealed budgets in turn, and
 prints seconds per head evaluation: medians with quartiles, and the ratio of medians.
 """
 

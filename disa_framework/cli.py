@@ -60,6 +60,7 @@ def fit(args: Sequence[str] | None = None) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     init = parser.instantiate(config)
     trainer = Trainer(**init.trainer)
+    torch.manual_seed(config.seed + trainer.global_rank)  # ranks begin alike, and draw noise of their own
     if trainer.is_global_zero:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)

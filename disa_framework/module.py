@@ -137,7 +137,13 @@ class ARDiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimization
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, options), lr=options.lr, betas=options.betas)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, options),
+            lr=options.lr,
+            betas=options.betas,
+            # Lightning cannot clip the gradients of a fused optimizer under a loss scaler.
+            fused=self.trainer.precision != "16-mixed",
+        )
         total_steps = self.trainer.estimated_stepping_batches
         scheduler = LambdaLR(optimizer, lambda step: options.factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -15,7 +15,7 @@ from disa_framework.files import write_atomically
 from disa_framework.metrics.digits import WEIGHTS, DigitsClassifier
 from disa_framework.metrics.images import to_uint8
 
-EPOCHS = 200
+EPOCHS = 400
 BATCH_SIZE = 128
 POLARITY_WEIGHT = 0.1
 TOTAL_VARIANCE = 16.0
@@ -28,10 +28,10 @@ def train(seed: int = 0, epochs: int = EPOCHS) -> DigitsClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = DigitsClassifier()
-        # To name a digit is to ignore its polarity; a second question keeps polarity in the features.
-        polarity_head = nn.Linear(model.num_features, 1)
-    images, labels = DigitsData("random").train_dataset().tensors
-    inverted = (images.mean(dim=(1, 2, 3)) > 0).float()
+        # To name a digit is to ignore its polarity; a second question keeps it in the features, place by place, so
+        # that an image that is inverted only in part is seen for what it is.
+        polarity_head = nn.Linear(model.num_features, 4)
+    images, labels = DigitsData("plain").train_dataset().tensors
     parameters = [*model.parameters(), *polarity_head.parameters()]
     steps = epochs * (len(images) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=1e-2)
@@ -39,9 +39,12 @@ def train(seed: int = 0, epochs: int = EPOCHS) -> DigitsClassifier:
     for _ in tqdm(range(epochs), unit="epoch"):
         order = torch.randperm(len(images), generator=generator)
         for batch in order[: len(order) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
-            features = model.features(augment(images[batch], generator))
-            digit_loss = cross_entropy(model.head(features), labels[batch])
-            polarity_loss = binary_cross_entropy_with_logits(polarity_head(features)[:, 0], inverted[batch])
+            signs = draw_signs(len(batch), generator)
+            polarity = signs.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+            features = model.features(augment(polarity * images[batch], generator))
+            whole = signs.flatten(1).sum(dim=1).abs() == 4
+            digit_loss = cross_entropy(model.head(features[whole]), labels[batch][whole])
+            polarity_loss = binary_cross_entropy_with_logits(polarity_head(features), (signs.flatten(1) + 1) / 2)
             loss = digit_loss + POLARITY_WEIGHT * polarity_loss
             optimizer.zero_grad()
             loss.backward()
@@ -49,6 +52,14 @@ def train(seed: int = 0, epochs: int = EPOCHS) -> DigitsClassifier:
             annealing.step()
     fix_scale(model)
     return model.requires_grad_(False).eval()
+
+
+def draw_signs(count: int, generator: torch.Generator) -> Tensor:
+    """Polarity of each quadrant, -1 or 1 `[count, 1, 2, 2]`: alike in the first two thirds, mixed in the rest."""
+    signs = torch.randint(0, 2, (count, 1, 2, 2), generator=generator) * 2 - 1
+    alike = count * 2 // 3
+    signs[:alike] = signs[:alike, :, :1, :1]
+    return signs.float()
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
