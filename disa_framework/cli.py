@@ -160,6 +160,7 @@ def _parser(prog: str, description: str) -> ArgumentParser:
 
 
 def _parse(parser: ArgumentParser, args: Sequence[str] | None) -> Namespace:
+    _quiet()
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)  # last, for its forty options
     return parser.parse_args(None if args is None else list(args))
 
@@ -223,7 +224,6 @@ def _settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
 def _run(prog: str, command: Callable[[], object]) -> None:
     """Runs a command; what a user can mend is one line on standard error and exit status 1."""
-    _quiet()
     try:
         command()
     except (ValueError, OSError) as error:

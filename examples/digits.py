@@ -20,7 +20,6 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch.nn.functional import pad
-from tqdm import tqdm
 
 from disa_framework.callbacks import SampleFolder
 from disa_framework.cli import fit, predict
@@ -74,7 +73,8 @@ def main(args: Sequence[str] | None = None) -> None:
     results: dict[str, list[Result]] = {name: [] for name in names}
     for seed in options.seeds:
         checkpoint = train(root / f"seed{seed}", seed, options)
-        for name in tqdm(names, desc=f"schedules, seed {seed}"):
+        for number, name in enumerate(names, start=1):
+            print(f"\n[{number}/{len(names)}] {name}", flush=True)
             folder = draw(root / f"seed{seed}" / slug(name), name, checkpoint, options)
             results[name].append(measure(folder, options.polarity))
     text = table(results)
@@ -155,10 +155,10 @@ def plot_budgets(path: Path, names: Sequence[str], num_stages: int = 16) -> Path
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for name in names:
         SCHEDULES[name].plot(num_stages, axes)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

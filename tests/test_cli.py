@@ -31,14 +31,6 @@ TINY = {
     "buffer_size": 2, "diffusion_batch_mul": 1,
 }  # fmt: skip
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*treespec.*is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices"),
-    pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero"),
-]
-
-
 def program(name: str) -> str:
     """The installed program."""
     return str(Path(sys.executable).with_name(name))

@@ -1,0 +1,40 @@
+"""What the README shows runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from disa_framework.cli import fit, predict
+
+TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+
+
+def test_the_ten_lines_draw_latents() -> None:
+    names: dict[str, torch.Tensor] = {}
+    exec(PYTHON[0], names)
+    assert names["latents"].shape == (64, 1, 1, 16) and names["latents"].isfinite().all()
+
+
+@pytest.mark.parametrize("code", PYTHON[1:])
+def test_other_code_is_python(code: str) -> None:
+    exec(code, {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *args = shlex.split(command)
+    with pytest.raises(SystemExit) as stop:
+        {"disa-fit": fit, "disa-predict": predict}[name]([*args, "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_its_pictures_exist() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert pictures and all((Path(__file__).parent.parent / path).is_file() for path in pictures)
