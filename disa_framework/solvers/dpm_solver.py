@@ -56,9 +56,6 @@ class _Multistep(Solver):
 class DPMSolver(_Multistep):
     """DPM-Solver, which keeps the predicted noise. It cannot start where `alpha` is 0 (a flow at t = 1)."""
 
-    order: Literal[1, 2, 3] = 2
-    grid: Grid = UniformTime(clip=950)
-
     def _step(
         self, process: Process, nodes: Nodes, i: int, h: float
     ) -> tuple[tuple[float, float], float, tuple[float, ...]]:
@@ -76,9 +73,6 @@ class DPMSolver(_Multistep):
 @dataclass(frozen=True)
 class DPMSolverPP(_Multistep):
     """DPM-Solver++, which keeps the predicted clean tokens. Order 2 is the published 2M."""
-
-    order: Literal[1, 2, 3] = 2
-    grid: Grid = UniformTime(clip=950)
 
     def _step(
         self, process: Process, nodes: Nodes, i: int, h: float
