@@ -34,7 +34,7 @@ table: setup
 
 # The exact mixture: two minutes.
 mixture: setup
-	$(BIN)/python -m examples.mixture
+	$(BIN)/python -m examples.mixture --seeds 0 1 2
 
 clean:
 	rm -rf $(VENV) outputs

@@ -188,13 +188,15 @@ def _draw(
         indices = range(config.num_images)
         if lost := set(indices) - folder.finished():
             raise OSError(f"{len(lost)} images are missing in {folder.path}: start the command again")
+        # A run that found everything drawn has no time of its own.
+        known = json.loads(folder.manifest.read_text()).get("seconds_per_image")
         made = {
             "settings": settings,
             "num_images": config.num_images,
             "labels_in_turn": labels,
             "budget": module.schedule.budget(module.num_stages),
             "head_evaluations_per_image": evaluations,
-            "seconds_per_image": timer.seconds_per_image,
+            "seconds_per_image": timer.seconds_per_image or known,
         }
         folder.describe(made)
         _derive(folder, config, made, [labels[i % len(labels)] for i in indices])

@@ -165,6 +165,8 @@ def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dic
 def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     few = [*MIXTURE, "--num_images", "2", "--output", str(tmp_path)]
     predict(few)
+    seconds = json.loads((tmp_path / "samples.json").read_text())["seconds_per_image"]
+    assert json.loads(predict(few).manifest.read_text())["seconds_per_image"] == seconds > 0
     with pytest.raises(ValueError, match=r"other settings \(seed differ"):
         predict([*few, "--seed", "5"])
 
