@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.noise import NoiseSource, PhiloxNoise
 from disa_framework.schedules import StepSchedule
 from disa_framework.solvers import Solver
@@ -50,7 +50,7 @@ class Observer:
 @torch.inference_mode()
 def generate(
     model: ARDiffusionModel,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
     *,
     schedule: StepSchedule,
     solver: Solver,
@@ -66,7 +66,7 @@ def generate(
 
     Args:
         model: an AR model with a diffusion head.
-        condition: class labels `[B]`; `None` draws unconditional images and needs `batch_size`.
+        condition: class labels `[B]` or prompts; `None` draws unconditional images and needs `batch_size`.
         schedule: diffusion steps of each stage.
         solver: turns noise into tokens.
         num_stages: `K`; by default as many as the model can take.
@@ -88,13 +88,13 @@ def generate(
     if len(places) != count:
         raise ValueError(f"{count} samples need {count} indices, got {len(places)}")
     source = PhiloxNoise(seed, places, model.device) if noise is None else noise
-    labels = None if condition is None else condition.to(model.device)
+    asked = condition.to(model.device) if isinstance(condition, Tensor) else condition
     for observer in observers:
         observer.begin(model, stages, count)
     budget = schedule.budget(stages)
     history: list[StageRecord] = []
     with _evaluating(model):
-        state = model.begin(labels, stages, guidance or Guidance(), source, count)
+        state = model.begin(asked, stages, guidance or Guidance(), source, count)
         for stage in range(stages):
             proposal = model.propose(state, stage)
             steps = schedule.steps(stage, budget, history)
@@ -122,35 +122,23 @@ def _evaluating(model: ARDiffusionModel) -> Iterator[None]:
             module.training = True
 
 
-def check_request(model: ARDiffusionModel, num_stages: int, labels: Tensor | None) -> None:
-    """Raises a ValueError that says what would fit, if the model cannot draw this.
-
-    Args:
-        model: what is to draw.
-        num_stages: `K`.
-        labels: class labels `[B]`, on the CPU if no synchronisation is wanted, or `None`.
-    """
-    if not 1 <= num_stages <= model.max_stages:
+def check_request(model: ARDiffusionModel, num_stages: int, condition: Condition | None) -> None:
+    """Raises a ValueError that says what would fit, if the model cannot draw this."""
+    low, high = model.min_stages, model.max_stages
+    if not low <= num_stages <= high:
+        allowed = f"lie in {low} … {high}" if low < high else f"be {high}"
         raise ValueError(
-            f"num_stages must lie in 1 … {model.max_stages} for this model, got {num_stages}: "
-            "every stage draws at least one token"
+            f"num_stages must {allowed} for this model, got {num_stages}: every stage draws at least one token"
         )
-    if labels is None:
-        return
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError(f"labels must be integers [B], got {labels.dtype} {list(labels.shape)}")
-    outside = labels[(labels < 0) | (labels >= model.num_classes)]
-    if len(outside):
-        raise ValueError(
-            f"labels must lie in 0 … {model.num_classes - 1} for this model, got {outside[0].item()}"
-        )
+    if condition is not None:
+        model.check_condition(condition)
 
 
-def _batch_size(condition: Tensor | None, batch_size: int | None) -> int:
+def _batch_size(condition: Condition | None, batch_size: int | None) -> int:
     if condition is None and batch_size is None:
         raise ValueError("unconditional generation needs batch_size")
     if condition is not None and batch_size not in (None, len(condition)):
-        raise ValueError(f"batch_size={batch_size} contradicts {len(condition)} labels: leave it out")
+        raise ValueError(f"batch_size={batch_size} contradicts a condition of {len(condition)}: leave it out")
     count = len(condition) if condition is not None else batch_size
     if not count or count < 1:
         raise ValueError(f"need at least 1 sample, got {count}")

@@ -22,7 +22,8 @@ import torch
 from torch.nn.functional import pad
 
 from disa_framework.callbacks import SampleFolder
-from disa_framework.cli import fit, predict
+from disa_framework.cli.fit import fit
+from disa_framework.cli.predict import predict
 from disa_framework.data import DigitsData
 from disa_framework.data.digits import Polarity
 from disa_framework.files import write_atomically

@@ -19,7 +19,9 @@ import torch
 import yaml
 from PIL import Image
 
-from disa_framework.cli import find_config, fit, predict
+from disa_framework.cli.common import find_config
+from disa_framework.cli.fit import fit
+from disa_framework.cli.predict import predict
 from disa_framework.models import MAR, MixtureAR
 from disa_framework.schedules import PerStage
 

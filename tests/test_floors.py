@@ -17,7 +17,7 @@ ROOT = Path(disa_framework.__file__).parent
 PACKAGE = disa_framework.__name__
 
 FLOORS = (
-    ("noise", "guidance", "files"),
+    ("noise", "guidance", "files", "models.attention"),
     ("solvers", "schedules", "models.layers"),
     ("models",),
     ("generation",),
@@ -27,6 +27,7 @@ FLOORS = (
     ("cli",),
 )
 PLAIN = FLOORS[:4]  # these know PyTorch alone, and print nothing
+OPTIONAL = {"diffusers", "flash_attn", "matplotlib", "transformers"}  # imported where they are used
 PLAIN_MAY_IMPORT = {"torch", "safetensors", "yaml", *sys.stdlib_module_names}
 SHARED = {"metrics", "data", "callbacks"}  # which may use each other
 
@@ -105,7 +106,7 @@ PLAIN_FILES = [name for name, part in PARTS.items() if floor_of(part) < len(PLAI
 def test_the_lowest_floors_know_pytorch_alone(name: str) -> None:
     for imported, at_once in imports_of(FILES[name]):
         library = imported.partition(".")[0]
-        may = library in PLAIN_MAY_IMPORT or library == PACKAGE or (library == "matplotlib" and not at_once)
+        may = library in PLAIN_MAY_IMPORT or library == PACKAGE or (library in OPTIONAL and not at_once)
         assert may, f"{name} imports {imported}"
 
 
@@ -128,4 +129,4 @@ def test_importing_the_package_imports_no_application_library() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in run.stdout.split()}
     assert PACKAGE in loaded
-    assert not loaded & {"lightning", "optuna", "jsonargparse", "matplotlib", "torchmetrics", "pytest"}
+    assert not loaded & {"lightning", "optuna", "jsonargparse", "torchmetrics", "pytest", *OPTIONAL}

@@ -139,7 +139,7 @@ def test_an_adaptive_schedule_is_obeyed_and_sees_the_stages_before() -> None:
 LABELS = torch.tensor([0, 1])
 MISTAKES: dict[str, dict[str, Any]] = {
     "unconditional generation needs batch_size": {"batch_size": None},
-    "batch_size=3 contradicts 2 labels": {"condition": LABELS, "batch_size": 3},
+    "batch_size=3 contradicts a condition of 2": {"condition": LABELS, "batch_size": 3},
     "at least 1 sample, got 0": {"batch_size": 0},
     "at least 1 sample, got -1": {"batch_size": -1},
     "at least 1 sample, got 0$": {"condition": LABELS[:0]},

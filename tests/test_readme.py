@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from disa_framework.cli import fit, predict
+from disa_framework.cli.fit import fit
+from disa_framework.cli.predict import predict
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

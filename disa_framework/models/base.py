@@ -7,6 +7,7 @@ Letters: `B` batch, `C H W` latents, `N` tokens, `D` token channels, `K` stages,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from disa_framework.guidance import Guidance
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Process
 from disa_framework.solvers.table import Denoiser
+
+Condition = Tensor | Sequence[str]
+"""What is asked for: class labels `[B]` int64, or `B` prompts. A model takes one of them, and says which."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,25 @@ class ARDiffusionModel(nn.Module, ABC):
     Attributes:
         process: how the head was trained to corrupt tokens.
         latent_shape: `(C, H, W)` of what `finish` returns.
-        num_classes: labels are 0 … num_classes - 1.
-        max_stages: the most stages an image can be drawn in.
+        num_classes: labels are 0 … num_classes - 1; 0 for a model that takes prompts.
+        min_stages, max_stages: in how many stages an image can be drawn.
     """
 
     process: Process
     latent_shape: tuple[int, int, int]
     num_classes: int
+    min_stages: int = 1
     max_stages: int
 
     @abstractmethod
     def begin(
-        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
     ) -> Any:
         """The state before the first stage, whatever the model keeps between stages.
 
         Args:
-            condition: class labels `[B]`, or `None` for unconditional images.
-            num_stages: `K`, at most `max_stages`.
+            condition: class labels `[B]` or prompts; `None` for unconditional images.
+            num_stages: `K`, from `min_stages` to `max_stages`.
             guidance: scale and interval of classifier-free guidance.
             noise: source of the orders, if the model draws any.
             batch_size: `B`.
@@ -76,16 +81,32 @@ class ARDiffusionModel(nn.Module, ABC):
         """The latents `[B, C, H, W]`."""
 
     def loss(
-        self, latents: Tensor, condition: Tensor | None, generator: torch.Generator | None = None
+        self, latents: Tensor, condition: Any, generator: torch.Generator | None = None
     ) -> Tensor:
         """The training loss, a scalar.
 
         Args:
             latents: `[B, C, H, W]`.
-            condition: class labels `[B]`.
+            condition: class labels `[B]` or prompts.
             generator: randomness of the loss; `None` is the global one, as usual in training.
         """
         raise NotImplementedError(f"{type(self).__name__} has no weights to train")
+
+    def check_condition(self, condition: Condition) -> None:
+        """Raises a ValueError that says what would fit, if the model cannot draw this.
+
+        Args:
+            condition: labels are looked at, so they are best on the CPU, where nothing has to be waited for.
+        """
+        if not isinstance(condition, Tensor):
+            raise ValueError(f"{type(self).__name__} draws classes: give labels, not prompts")
+        if condition.ndim != 1 or condition.is_floating_point():
+            raise ValueError(f"labels must be integers [B], got {condition.dtype} {list(condition.shape)}")
+        outside = condition[(condition < 0) | (condition >= self.num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"labels must lie in 0 … {self.num_classes - 1} for this model, got {outside[0].item()}"
+            )
 
     @property
     def head(self) -> nn.Module | None:

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disa_framework.models.attention import AttentionLayer, attend
 
-class Attention(nn.Module):
+
+class Attention(AttentionLayer):
     """Multi-head self-attention with a joint projection for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
@@ -27,8 +29,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # [B, L, 3 w] -> three of [B, h, L, w/h]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        x = attend(q, k, v, dropout=self.dropout if self.training else 0.0, backend=self.backend)
+        return self.proj_drop(self.proj(x))
 
 
 class MLP(nn.Module):

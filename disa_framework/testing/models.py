@@ -99,7 +99,7 @@ class ModelContract:
             "condition": self.condition(model, places),
             "schedule": Constant(3),
             "solver": self.solver(model),
-            "num_stages": min(4, model.max_stages),
+            "num_stages": min(max(4, model.min_stages), model.max_stages),
             "seed": 5,
             "indices": places,
             "batch_size": len(places),
@@ -108,7 +108,8 @@ class ModelContract:
 
     def stages(self, model: ARDiffusionModel) -> list[int]:
         """Numbers of stages an image is drawn in."""
-        return sorted({1, min(2, model.max_stages), model.max_stages})
+        low, high = model.min_stages, model.max_stages
+        return sorted({low, min(low + 1, high), high})
 
     # --- drawing ----------------------------------------------------------------------------------------
 
@@ -184,8 +185,8 @@ class ModelContract:
                 self.draw(model, range(2), condition=torch.tensor([0, label]))
 
     def test_stages_that_do_not_fit_are_refused(self, model: ARDiffusionModel) -> None:
-        for num_stages in (0, -1, model.max_stages + 1):
-            with pytest.raises(ValueError, match=rf"num_stages must lie in 1 … {model.max_stages}"):
+        for num_stages in (model.min_stages - 1, -1, model.max_stages + 1):
+            with pytest.raises(ValueError, match=rf"num_stages must (lie in .* … |be ){model.max_stages} for"):
                 self.draw(model, num_stages=num_stages)
 
     # --- training ---------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The commands, one module each: parsing and wiring, nothing else."""
