@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from disa_framework.data.labels import LabelBatch
+from disa_framework.data.requests import Request
 from disa_framework.generation import Observer, generate
 from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel
+from disa_framework.models.attention import Backend, use_attention
+from disa_framework.models.base import ARDiffusionModel, Condition
 from disa_framework.models.tokenizers import Identity, Tokenizer
 from disa_framework.schedules import Constant, StepSchedule
 from disa_framework.solvers import DDPM, Solver
@@ -68,6 +69,7 @@ class ARDiffusionModule(LightningModule):
         guidance: classifier-free guidance.
         num_stages: AR stages of an image; as many as the model can take by default.
         tokenizer: between images and latents; pixels are latents by default.
+        attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.
     """
@@ -80,10 +82,12 @@ class ARDiffusionModule(LightningModule):
         guidance: Guidance = Guidance(),
         num_stages: int | None = None,
         tokenizer: Tokenizer | None = None,
+        attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
     ) -> None:
         super().__init__()
+        use_attention(model, attention)
         self.model = model
         self.schedule = schedule or Constant(50)
         self.solver = solver or DDPM()
@@ -103,11 +107,11 @@ class ARDiffusionModule(LightningModule):
         budget = self.schedule.budget(self.num_stages)
         return sum(self.solver.evaluations(self.model.process, steps) for steps in budget)
 
-    def draw(self, labels: Tensor | None, indices: Tensor) -> Tensor:
-        """Images `[B, c, h, w]` in [-1, 1] of the samples `indices [B]` with the given labels `[B]`."""
+    def draw(self, condition: Condition | None, indices: Tensor) -> Tensor:
+        """Images `[B, c, h, w]` in [-1, 1] of the samples `indices [B]` with the given labels `[B]` or `B` prompts."""
         latents = generate(
             self.model,
-            labels,
+            condition,
             schedule=self.schedule,
             solver=self.solver,
             num_stages=self.num_stages,
@@ -132,8 +136,8 @@ class ARDiffusionModule(LightningModule):
         loss = self.model.loss(self.tokenizer.encode(images), labels, generator)
         self.log("val_loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
-        return self.draw(batch.labels, batch.indices)
+    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
+        return self.draw(batch.condition, batch.indices)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimization

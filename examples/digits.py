@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ from torch.nn.functional import pad
 from disa_framework.callbacks import SampleFolder
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.data import DigitsData
-from disa_framework.data.digits import Polarity
+from disa_framework.data import DigitsData, in_turn
+from disa_framework.data.digits import CAPTIONS, Polarity
 from disa_framework.files import write_atomically
 from disa_framework.metrics import DigitsFeatures, agreement
 from disa_framework.metrics.fid import fid
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule, TwoStage
 
+CONFIG = "digits/mar"
 BASELINE = "constant 50"
 SCHEDULES: dict[str, StepSchedule] = {
     BASELINE: Constant(50),
@@ -73,10 +75,11 @@ def main(args: Sequence[str] | None = None) -> None:
     names = tuple(SCHEDULES) if options.all else DEMO
     results: dict[str, list[Result]] = {name: [] for name in names}
     for seed in options.seeds:
-        checkpoint = train(root / f"seed{seed}", seed, options)
+        checkpoint = train(root / f"seed{seed}", CONFIG, seed, options.polarity, options.max_steps)
         for number, name in enumerate(names, start=1):
             print(f"\n[{number}/{len(names)}] {name}", flush=True)
-            folder = draw(root / f"seed{seed}" / slug(name), name, checkpoint, options)
+            place = root / f"seed{seed}" / slug(name)
+            folder = draw(place, CONFIG, SCHEDULES[name], checkpoint, options.num_images)
             results[name].append(measure(folder, options.polarity))
     text = table(results)
     write_atomically(root / "table.md", text.encode())
@@ -93,15 +96,15 @@ def slug(name: str) -> str:
     return name.replace(" ", "-").replace(",", "").replace("→", "-to-")
 
 
-def train(folder: Path, seed: int, options: argparse.Namespace) -> Path:
+def train(folder: Path, config: str, seed: int, polarity: Polarity, max_steps: int | None = None) -> Path:
     """Trains unless it has been done, and returns the checkpoint."""
     checkpoint = folder / "last.ckpt"
     finished = folder / "trained"
     if not finished.exists():
-        arguments = ["--config", "digits/mar", "--seed", str(seed), "--data.polarity", options.polarity]
+        arguments = ["--config", config, "--seed", str(seed), "--data.polarity", polarity]
         arguments += ["--trainer.default_root_dir", str(folder)]
-        if options.max_steps:
-            arguments += ["--trainer.max_steps", str(options.max_steps)]
+        if max_steps:
+            arguments += ["--trainer.max_steps", str(max_steps)]
         if checkpoint.exists():
             arguments += ["--ckpt_path", str(checkpoint)]
         fit(arguments)
@@ -109,24 +112,38 @@ def train(folder: Path, seed: int, options: argparse.Namespace) -> Path:
     return checkpoint
 
 
-def draw(folder: Path, name: str, checkpoint: Path, options: argparse.Namespace) -> SampleFolder:
-    """Draws with one schedule; all schedules share their noise."""
-    schedule = folder.with_suffix(".yaml")
-    SCHEDULES[name].save(schedule)
-    made_with = ["--config=digits/mar", f"--ckpt_path={checkpoint}", f"--schedule={schedule}", "--batch_size=250"]
-    return predict([*made_with, f"--num_images={options.num_images}", f"--output={folder}", "--grid=true"])
+def draw(
+    folder: Path,
+    config: str,
+    schedule: StepSchedule,
+    checkpoint: Path,
+    num_images: int,
+    prompts: Sequence[str] = (),
+) -> SampleFolder:
+    """Draws all classes, or the prompts, in turn with one schedule; all schedules share their noise."""
+    file = folder.with_suffix(".yaml")
+    schedule.save(file)
+    made_with = [f"--config={config}", f"--ckpt_path={checkpoint}", f"--schedule={file}", "--batch_size=250"]
+    asked = [f"--num_images={num_images}"]
+    if prompts:
+        texts = folder.with_suffix(".txt")
+        write_atomically(texts, "\n".join(prompts).encode())
+        asked = [f"--prompts={texts}", f"--images_per_prompt={math.ceil(num_images / len(prompts))}"]
+    return predict([*made_with, *asked, f"--output={folder}", "--grid=true"])
 
 
 def measure(folder: SampleFolder, polarity: Polarity) -> Result:
     """Reads the images back and measures them."""
     made = json.loads(folder.manifest.read_text())
     images = folder.read(range(made["num_images"]))
+    prompts = made["settings"]["prompts"]
+    classes = [CAPTIONS.index(prompt) for prompt in prompts] if prompts else made["labels_in_turn"]
     metric = fid(DigitsFeatures())
     metric.update(DigitsData(polarity=polarity).reference_images(), real=True)
     metric.update(images, real=False)
     return Result(
         metric.compute().item(),
-        agreement(images, torch.tensor(made["labels_in_turn"]).repeat(len(images))[: len(images)]),
+        agreement(images, torch.tensor(in_turn(classes, len(images)))),
         made["head_evaluations_per_image"],
         made["seconds_per_image"],
     )
@@ -141,8 +158,8 @@ def table(results: dict[str, list[Result]]) -> str:
         seconds = statistics.mean(r.seconds for r in runs)
         cells = [
             name,
-            _spread([r.distance for r in runs], 2),
-            _spread([100 * r.agreement for r in runs], 1) + " %",
+            spread([r.distance for r in runs], 2),
+            spread([100 * r.agreement for r in runs], 1) + " %",
             str(runs[0].evaluations),
             f"{1000 * seconds:.1f}",
             f"{baseline / seconds:.1f}×",
@@ -182,7 +199,8 @@ def plot_samples(path: Path, folder: Path, names: Sequence[str], count: int = 20
     return path
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and standard deviation where there are several."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from PIL import Image
 from disa_framework.cli.common import find_config
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.models import MAR, MixtureAR
+from disa_framework.models import MAR, Autoencoder, MixtureAR
+from disa_framework.models.checkpoint import write_checkpoint
 from disa_framework.schedules import PerStage
 
 ROOT = Path(__file__).parent.parent
@@ -68,10 +70,10 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_is_trained_and_draws_images(digits_run: Path, tmp_path: Path) -> None:
     done = run(
-        "disa-predict", "--config", str(digits_run / "tiny.yaml"), "--ckpt_path", str(digits_run / "run/last.ckpt"),
+        "disa-predict", "--config", str(digits_run / "tiny.yaml"), "--checkpoint", str(digits_run / "run/last.ckpt"),
         "--schedule", "TwoStage", "--schedule.early", "3", "--schedule.late", "2", "--num_stages", "4",
         "--guidance.scale", "2", "--labels", "[3, 7]", "--num_images", "5", "--batch_size", "2", "--seed", "1",
-        "--npz", "true", "--grid", "true", "--output", "drawn", cwd=tmp_path,
+        "--format", "both", "--grid", "true", "--output", "drawn", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "drawn/samples.json").read_text())
@@ -129,18 +131,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 FORTY = ["--num_images", "40", "--batch_size", "4"]
 
 
-@pytest.mark.parametrize("count", [40, 3])
-def test_two_processes_draw_the_same_files(count: int, tmp_path: Path, reference: dict[str, bytes]) -> None:
-    # With three images there is one batch, and a process without work.
-    done = run(
-        "disa-predict", *MIXTURE, "--num_images", str(count), "--batch_size", "4", "--output", "drawn",
-        "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path,
-    )  # fmt: skip
+TWO_PROCESSES = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def test_two_processes_draw_the_same_files(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    done = run("disa-predict", *MIXTURE, *FORTY, "--output", "drawn", *TWO_PROCESSES, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    drawn = images(tmp_path / "drawn")
-    if count == 40:
-        assert drawn == reference
-    assert len(drawn) == count
+    assert images(tmp_path / "drawn") == reference
 
 
 def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dict[str, bytes]) -> None:
@@ -164,6 +161,21 @@ def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dic
     assert not list(folder.glob(".*"))
 
 
+def test_a_finished_archive_is_recognised_and_may_grow(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    drawn = [*MIXTURE, "--batch_size", "4", "--output", str(tmp_path), "--format", "npz", "--num_images"]
+    folder = predict([*drawn, "12"])
+    kept = [file.read_bytes() for file in (folder.archive, folder.manifest)]
+    assert images(tmp_path) == {}
+    predict([*drawn, "12"])
+    assert [file.read_bytes() for file in (folder.archive, folder.manifest)] == kept
+    with pytest.raises(ValueError, match=r"other settings \(seed differ"):
+        predict([*drawn, "12", "--seed", "5"])
+    predict([*drawn, "40"])
+    assert images(tmp_path) == {} and folder.packed() == 40
+    predict([*drawn, "40", "--format", "png"])
+    assert images(tmp_path) == reference and not folder.archive.exists()
+
+
 def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     few = [*MIXTURE, "--num_images", "2", "--output", str(tmp_path)]
     predict(few)
@@ -171,6 +183,132 @@ def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     assert json.loads(predict(few).manifest.read_text())["seconds_per_image"] == seconds > 0
     with pytest.raises(ValueError, match=r"other settings \(seed differ"):
         predict([*few, "--seed", "5"])
+
+
+PROMPTED = [*MIXTURE, "--model", "tests.prompted.PromptedMixture"]
+METADATA = [{"tag": "colors", "prompt": "a red dog"}, {"prompt": "two cats"}, {"prompt": "ein Käfer"}]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[str]:
+    """Options that draw two images from each of three prompts of GenEval's kind."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in METADATA))
+    return ["--prompts", str(file), "--images_per_prompt", "2"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Those of the prompts, by their place."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("0*/**/*") if path.is_file()}
+
+
+def test_prompts_are_drawn_as_geneval_reads_them(
+    prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*PROMPTED, *prompts, "--batch_size", "4", "--output"]
+    drawn = files(predict([*args, str(tmp_path / "drawn")]).path)
+    samples = [f"0000{p}/samples/000{i}.png" for p in range(3) for i in range(2)]
+    assert sorted(drawn) == sorted([*samples, *(f"0000{p}/metadata.jsonl" for p in range(3))])
+    assert [json.loads(drawn[f"0000{p}/metadata.jsonl"]) for p in range(3)] == METADATA
+    assert len({drawn[name] for name in samples}) == 6
+
+    for lost in ("00001/samples/0001.png", "00002/metadata.jsonl"):  # of the last of two batches
+        (tmp_path / "drawn" / lost).unlink()
+    kept = {name: (tmp_path / "drawn" / name).stat().st_mtime_ns for name in samples if "1/samples/0001" not in name}
+    predict([*args, str(tmp_path / "drawn")])
+    assert files(tmp_path / "drawn") == drawn
+    assert {name: (tmp_path / "drawn" / name).stat().st_mtime_ns for name in kept} == kept
+
+    # One process has no work: six images are one batch.
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    one = [*PROMPTED, *prompts, "--output", str(tmp_path / "one")]
+    done = run("disa-predict", *one[:-1], "two", *TWO_PROCESSES, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "two") == files(predict(one).path)
+
+
+def test_prompts_of_a_text_file_and_more_images_of_each(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("two cats\n\na red dog\n")
+    args = [*PROMPTED, "--prompts", str(tmp_path / "prompts.txt"), "--batch_size", "2", "--output", str(tmp_path)]
+    few = files(predict([*args, "--images_per_prompt", "1", "--format", "npz"]).path)
+    assert few == {f"0000{p}/metadata.jsonl": json.dumps({"prompt": text}).encode() + b"\n"
+                   for p, text in enumerate(["two cats", "a red dog"])}  # fmt: skip
+    folder = predict([*args, "--images_per_prompt", "3", "--num_images", "6"])
+    assert len(folder.finished()) == 6 and len(files(tmp_path)) == 8
+    assert json.loads(folder.manifest.read_text())["settings"]["prompts"] == ["two cats", "a red dog"]
+    (tmp_path / "prompts.txt").write_text("two dogs\na red dog\n")
+    with pytest.raises(ValueError, match=r"other settings \(prompts differ"):
+        predict(args)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_images", "5"], "3 prompts with 2 images each are 6 images, not 5: leave --num_images out"),
+        (["--labels", "[0]"], "give either --labels or --prompts"),
+        (["--model", "MixtureAR"], "MixtureAR draws classes: give labels, not prompts"),
+        (["--prompts", "null"], "this model draws from prompts: give --prompts FILE"),
+        (["--prompts", "null", "--labels", "[0]"], "PromptedMixture draws prompts: give texts, not labels"),
+        (["--prompts", "nowhere.txt"], "no prompts at nowhere.txt"),
+    ],
+)
+def test_prompts_that_cannot_be_drawn_are_refused(
+    options: list[str], message: str, prompts: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        predict([*PROMPTED, *prompts, "--output", str(tmp_path / "drawn"), *options])
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.fixture(scope="module")
+def latent_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an autoencoder and of a MAR on its latents, and their configuration."""
+    folder = tmp_path_factory.mktemp("latents")
+    options: dict[str, Any] = {"channels": 32, "multipliers": [1, 1], "blocks": 1, "latent_channels": 4}
+    torch.manual_seed(0)
+    mar = {**TINY, "latent_channels": 4, "latent_size": 4}
+    torch.save(MAR(**mar).state_dict(), folder / "mar.pth")
+    for name in ("vae", "other"):
+        write_checkpoint(folder / f"{name}.safetensors", Autoencoder(**options).network.state_dict(), {
+            "class_path": "disa_framework.models.Autoencoder", "init_args": options,
+        })  # fmt: skip
+    content = {
+        "model": {"class_path": "disa_framework.models.MAR", "init_args": mar},
+        "tokenizer": {"class_path": "disa_framework.models.Autoencoder", "init_args": options},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_latents_are_decoded_with_the_autoencoder_that_is_given(latent_run: Path, tmp_path: Path) -> None:
+    vae, other = (str(latent_run / f"{name}.safetensors") for name in ("vae", "other"))
+    args = ["--config", str(latent_run / "config.yaml"), "--checkpoint", str(latent_run / "mar.pth")]
+    args += ["--schedule=Constant", "--schedule.steps=2", "--num_stages=2", "--num_images=2", "--output", str(tmp_path)]
+    folder = predict([*args, "--vae", vae])
+    assert folder.read([0, 1]).shape == (2, 3, 8, 8)
+    (tmp_path / "moved.safetensors").symlink_to(vae)
+    predict([*args, "--vae", str(tmp_path / "moved.safetensors")])
+    with pytest.raises(ValueError, match=r"other settings \(tokenizer differ"):
+        predict([*args, "--vae", other])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the autoencoder has weights: give them with --vae"),
+        (["--tokenizer", "null"], "this model draws latents of 4 channels: give the autoencoder with --vae"),
+        (["--tokenizer", "Identity", "--vae", "kl16.ckpt"], "Identity has no weights: leave --vae out"),
+        (["--tokenizer", "null", "--vae", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    ],
+)
+def test_latents_that_cannot_be_decoded_are_refused(
+    options: list[str], message: str, latent_run: Path, tmp_path: Path
+) -> None:
+    args = ["--config", str(latent_run / "config.yaml"), "--checkpoint", str(latent_run / "mar.pth")]
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        predict([*args, "--output", str(tmp_path / "drawn"), *options])
+    assert "\n" not in str(error.value) and not (tmp_path / "drawn").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,9 +337,12 @@ def test_a_wrong_value_is_refused_before_anything_is_written(
     [
         (["--schedule", "Nonsense"], "known for --schedule: .*Constant, Cosine, .*Linear, .*PerStage"),
         (["--model", "my.Missing"], "known for --model: .*MAR, .*MixtureAR"),
-        (["--config", "nowhere"], "no configuration 'nowhere': give the path of a file, or one of digits/mar"),
+        (["--config", "nowhere"], "no configuration 'nowhere': give the path of a file, or one of .*digits/mar"),
         (["--seed", "abc"], 'Parser key "seed"'),
         (["--shedule", "Linear"], "unrecognized arguments: --shedule"),
+        (["--format", "jpg"], r"Expected a .*'png', 'npz', 'both'.*jpg"),
+        (["--attention", "fast"], r"Expected a .*'sdpa', 'flash', 'auto'.*fast"),
+        (["--images_per_prompt", "0"], 'Parser key "images_per_prompt"'),
     ],
 )
 def test_a_wrong_option_is_explained(
@@ -228,12 +369,12 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
     count = 500  # whose archive is larger than that, and whose description is not
     args = [*MIXTURE, "--num_images", str(count), "--batch_size", "250", "--output", "drawn"]
-    full = run("disa-predict", *args, "--npz", "true", cwd=tmp_path, limit=small_files)
+    full = run("disa-predict", *args, "--format", "npz", cwd=tmp_path, limit=small_files)
     assert full.returncode == 1 and "disa-predict: error: " in full.stderr
     folder = tmp_path / "drawn"
     assert len(images(folder)) == count and not list(folder.glob(".*")) and not (folder / "samples.npz").exists()
-    predict([*args[:-1], str(folder), "--npz", "true"])
-    assert (folder / "samples.npz").exists()
+    predict([*args[:-1], str(folder), "--format", "npz"])
+    assert len(images(folder)) == 0 and (folder / "samples.npz").exists()
 
 
 @pytest.mark.parametrize("damage", ["missing weights", "other size", "nan", "truncated"])

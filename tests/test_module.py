@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from disa_framework.callbacks import ImageWriter, LastCheckpoint, SampleFolder
-from disa_framework.data import DigitsData, LabelsData
+from disa_framework.data import DigitsData, RequestData
 from disa_framework.guidance import Guidance
 from disa_framework.models import Identity, MixtureAR
+from disa_framework.models.attention import AttentionLayer
 from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups
 from disa_framework.schedules import Constant, Linear
@@ -130,6 +131,13 @@ def test_it_says_what_an_image_costs() -> None:
     assert ARDiffusionModule(MixtureAR(), Constant(3), num_stages=5).evaluations() == 15
 
 
+def test_attention_is_computed_as_asked() -> None:
+    layers = [m for m in tiny_module(attention="auto").model.modules() if isinstance(m, AttentionLayer)]
+    assert layers and {layer.backend for layer in layers} == {"auto"}
+    with pytest.raises(ValueError, match="attention must be one of sdpa, flash, auto, got 'fast'"):
+        tiny_module(attention="fast")
+
+
 def test_drawn_images_are_decoded_latents() -> None:
     plain, scaled = (ARDiffusionModule(MixtureAR(), Constant(3), tokenizer=Identity(s)) for s in (1.0, 4.0))
     indices = torch.tensor([4, 2])
@@ -143,7 +151,7 @@ def test_the_predict_loop_writes_what_draw_returns(tmp_path: Path) -> None:
     folder = SampleFolder(tmp_path / "drawn")
     folder.claim({})
     runner = trainer(tmp_path, ImageWriter(folder))
-    runner.predict(module, datamodule=LabelsData(5, [0, 1, 2], 3), return_predictions=False)
+    runner.predict(module, datamodule=RequestData(5, torch.tensor([0, 1, 2, 0, 1]), 3), return_predictions=False)
     other = SampleFolder(tmp_path / "other")
     other.claim({})
     for index, image in enumerate(module.draw(torch.tensor([0, 1, 2, 0, 1]), torch.arange(5))):
@@ -157,7 +165,7 @@ def test_images_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     nn.init.constant_(model.mask_token, float("nan"))
     runner = trainer(tmp_path, ImageWriter(SampleFolder(tmp_path)))
     with pytest.raises(ValueError, match="NaN or infinite pixels"):
-        runner.predict(ARDiffusionModule(model, Constant(3)), datamodule=LabelsData(2, [0]))
+        runner.predict(ARDiffusionModule(model, Constant(3)), datamodule=RequestData(2))
     assert not list(tmp_path.glob("*.png"))
 
 

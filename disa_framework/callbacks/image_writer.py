@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from disa_framework.callbacks.samples import SampleFolder
-from disa_framework.data.labels import LabelBatch
+from disa_framework.data.requests import Request
 
 
 class ImageWriter(BasePredictionWriter):
@@ -26,7 +26,7 @@ class ImageWriter(BasePredictionWriter):
         pl_module: LightningModule,
         prediction: Tensor,
         batch_indices: Sequence[int] | None,
-        batch: LabelBatch,
+        batch: Request,
         batch_idx: int,
         dataloader_idx: int,
     ) -> Any:

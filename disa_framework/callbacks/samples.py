@@ -1,6 +1,10 @@
-"""A folder of drawn images: `000000.png`, …, and `samples.json`, which says what made them.
+"""A folder of drawn images, and `samples.json`, which says what made them.
 
-The PNG files are the record; an `.npz` and a grid are derived from them.
+While images are drawn, PNG files are the record. `samples.npz`, if there is one, holds all images of a finished run,
+and may then be the record alone. Without prompts images lie side by side: `000000.png`, …; with prompts where GenEval's
+evaluator looks for them: image 1 of prompt 2 is `00002/samples/0001.png`, and `00002/metadata.jsonl` is the prompt.
+
+Letters: `B` images, `h w` pixels, `c` channels.
 """
 
 from __future__ import annotations
@@ -10,17 +14,19 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from disa_framework.callbacks.archive import Pixels, open_archive, write_archive
 from disa_framework.files import write_atomically
 from disa_framework.metrics.images import to_uint8
 
-_NAME = re.compile(r"(\d{6,})\.png")
+Format = Literal["png", "npz", "both"]
+"""What a finished run keeps: PNG files, the archive `samples.npz`, or both."""
 
 
 class SampleFolder:
@@ -28,25 +34,39 @@ class SampleFolder:
 
     Args:
         path: the folder; it is made when something is written.
+        prompts: what is drawn in turn, as objects with at least `prompt`; none for class labels.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, prompts: Sequence[dict[str, Any]] = ()) -> None:
         self.path = Path(path)
+        self.prompts = prompts
 
     @property
     def manifest(self) -> Path:
         """The file that says what made the images."""
         return self.path / "samples.json"
 
+    @property
+    def archive(self) -> Path:
+        """All images of a finished run in one file, as ADM's evaluator reads it."""
+        return self.path / "samples.npz"
+
     def file(self, index: int) -> Path:
-        """Where sample `index` is kept."""
-        return self.path / f"{index:06}.png"
+        """The PNG file of sample `index`."""
+        if not self.prompts:
+            return self.path / f"{index:06}.png"
+        image, prompt = divmod(index, len(self.prompts))
+        return self._prompt_folder(prompt) / f"samples/{image:04}.png"
 
     def finished(self) -> set[int]:
         """The samples that exist."""
-        if not self.path.is_dir():
-            return set()
-        return {int(m[1]) for entry in self.path.iterdir() if (m := _NAME.fullmatch(entry.name))}
+        files = self.path.glob("*/samples/*.png" if self.prompts else "*.png")
+        drawn = {index for file in files if (index := self._index(file)) is not None}
+        return drawn | set(range(self.packed()))
+
+    def packed(self) -> int:
+        """How many samples, from the first on, the archive holds."""
+        return len(self._packed())
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Makes the folder, and binds it to the settings that decide what its images look like.
@@ -56,22 +76,18 @@ class SampleFolder:
             OSError: if it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        settings = json.loads(json.dumps(settings))
-        if not self.manifest.exists():
-            if self.finished():
-                raise ValueError(f"{self.path} holds images that nothing describes: choose another --output")
-            return self.describe({"settings": settings})
-        try:
-            known = dict(json.loads(self.manifest.read_text())["settings"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.manifest} is damaged: delete {self.path} or choose another --output") from error
-        if differing := sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)):
-            raise ValueError(
-                f"{self.path} holds images made with other settings ({', '.join(differing)} differ; see "
-                f"{self.manifest}): choose another --output, or delete the folder"
-            )
+        for pattern in (".*.tmp", "[0-9]*/**/.*.tmp") if self.prompts else (".*.tmp",):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
+        if self.manifest.exists():
+            self._compare(json.loads(json.dumps(settings)))
+        elif self.finished():
+            raise ValueError(f"{self.path} holds images that nothing describes: choose another --output")
+        else:
+            self.describe({"settings": settings})
+        for number, prompt in enumerate(self.prompts):
+            (self._prompt_folder(number) / "samples").mkdir(parents=True, exist_ok=True)
+            write_atomically(self._prompt_folder(number) / "metadata.jsonl", (json.dumps(prompt) + "\n").encode())
 
     def describe(self, content: dict[str, Any]) -> None:
         """Writes `samples.json`."""
@@ -79,28 +95,30 @@ class SampleFolder:
 
     def write(self, index: int, image: Tensor) -> None:
         """Writes an image `[c, h, w]` in [-1, 1] with one or three channels, unless it exists."""
-        path = self.file(index)
-        if path.exists():
-            return
-        buffer = io.BytesIO()
-        Image.fromarray(_pixels(to_uint8(image.float()).cpu())).save(buffer, "png")
-        write_atomically(path, buffer.getvalue())
+        if not self.file(index).exists() and index >= self.packed():
+            write_atomically(self.file(index), _png(to_uint8(image.float()).permute(1, 2, 0).cpu().numpy()))
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Images as uint8 `[B, c, h, w]`."""
-        arrays = [np.array(Image.open(self.file(i))) for i in indices]
-        images = torch.from_numpy(np.stack(arrays))
-        return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        archive = self._packed()
+        images = [archive[i] if i < len(archive) else self._pixels(i) for i in indices]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    def write_npz(self, indices: Sequence[int], labels: Sequence[int] | None) -> Path:
-        """`samples.npz` as ADM's evaluator reads it: `arr_0` `[B, h, w, c]` uint8, `arr_1` labels."""
-        images = self.read(indices).permute(0, 2, 3, 1).numpy()
-        arrays = [images] if labels is None else [images, np.array(labels)]
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, *arrays)
-        path = self.path / "samples.npz"
-        write_atomically(path, buffer.getvalue())
-        return path
+    def keep(self, form: Format, count: int, labels: Sequence[int] | None) -> None:
+        """Leaves the samples 0 … count - 1 of a finished run, with their labels, in the form that is asked for.
+
+        It can be killed at any moment and called again: what is removed is kept elsewhere already.
+        """
+        whole = self.packed() == count
+        if form != "npz" or not whole:
+            self._unpack()
+        if form != "png" and not whole:
+            write_archive(self.archive, (self._pixels(i) for i in range(count)), count, labels)
+        if form == "png":
+            self.archive.unlink(missing_ok=True)
+        if form == "npz":
+            for index in range(count):
+                self.file(index).unlink(missing_ok=True)
 
     def write_grid(self, indices: Sequence[int], columns: int = 10) -> Path:
         """`grid.png`, the images in rows of `columns` with a border; small ones are enlarged."""
@@ -113,15 +131,51 @@ class SampleFolder:
         for place, image in enumerate(images):
             top, left = (border + n * (side + border) for n, side in zip(divmod(place, columns), (h, w), strict=True))
             grid[:, top : top + h, left : left + w] = image
-        buffer = io.BytesIO()
-        Image.fromarray(_pixels(grid)).save(buffer, "png")
         path = self.path / "grid.png"
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, _png(grid.permute(1, 2, 0).numpy()))
         return path
 
+    def _unpack(self) -> None:
+        """Writes the PNG files of what the archive holds."""
+        for index, image in enumerate(self._packed()):
+            if not self.file(index).exists():
+                write_atomically(self.file(index), _png(image))
 
-def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 `[c, h, w]` as Pillow reads it."""
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"a PNG has 1 or 3 channels, these images have {image.shape[0]}")
-    return image.squeeze(0).numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy()
+    def _packed(self) -> Sequence[Pixels] | Pixels:
+        """What the archive holds, `[B, h, w, c]`."""
+        return open_archive(self.archive) if self.archive.exists() else ()
+
+    def _prompt_folder(self, prompt: int) -> Path:
+        return self.path / f"{prompt:05}"
+
+    def _index(self, file: Path) -> int | None:
+        """The sample whose file this is, if it is any's."""
+        prompt, image = [0, 0, *map(int, re.findall(r"\d+", str(file.relative_to(self.path))))][-2:]
+        index = image * max(1, len(self.prompts)) + prompt
+        return index if self.file(index) == file else None
+
+    def _pixels(self, index: int) -> Pixels:
+        """`[h, w, c]` of a PNG file."""
+        with Image.open(self.file(index)) as image:
+            return np.atleast_3d(np.array(image))
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        try:
+            known = dict(json.loads(self.manifest.read_text())["settings"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.manifest} is damaged: delete {self.path} or choose another --output") from error
+        if differing := sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)):
+            raise ValueError(
+                f"{self.path} holds images made with other settings ({', '.join(differing)} differ; see "
+                f"{self.manifest}): choose another --output, or delete the folder"
+            )
+
+
+def _png(image: Pixels) -> bytes:
+    """The file of an image `[h, w, c]`."""
+    channels = image.shape[2]
+    if channels not in (1, 3):
+        raise ValueError(f"a PNG has 1 or 3 channels, these images have {channels}")
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if channels == 1 else image).save(buffer, "png")
+    return buffer.getvalue()

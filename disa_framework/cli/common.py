@@ -89,6 +89,15 @@ def parse(parser: ArgumentParser, args: Sequence[str] | None) -> Namespace:
     return parser.parse_args(None if args is None else list(args))
 
 
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """What the options describe; an error of a constructor is raised without all that jsonargparse tried besides."""
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        wrapped = str(error).startswith("Does not validate against any of the Union")
+        raise (error.__cause__ if wrapped and error.__cause__ else error) from None
+
+
 def make_module(init: Namespace) -> ARDiffusionModule:
     """The module of instantiated options."""
     names = inspect.signature(ARDiffusionModule).parameters

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
 
-from disa_framework.cli.common import make_module, make_parser, parse, run
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.models.checkpoint import load_weights
 from disa_framework.module import ARDiffusionModule
 
@@ -26,10 +26,10 @@ def fit(args: Sequence[str] | None = None) -> None:
     parser = make_parser("disa-fit", _FIT)
     parser.add_class_arguments(ARDiffusionModule, sub_configs=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="Where images come from.")
-    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of disa-fit to go on from.")
+    parser.add_argument("--ckpt_path", "--checkpoint", type=str | None, help="Checkpoint of disa-fit to go on from.")
     config = parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
-    init = parser.instantiate(config)
+    init = instantiate(parser, config)
     trainer = Trainer(**init.trainer)
     torch.manual_seed(config.seed + trainer.global_rank)  # ranks begin alike, and draw noise of their own
     if trainer.is_global_zero:

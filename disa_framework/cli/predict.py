@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from lightning import Trainer
+from torch import Tensor
 
 from disa_framework.callbacks import ImageWriter, SampleFolder, Throughput
-from disa_framework.cli.common import make_module, make_parser, parse, run
-from disa_framework.data import LabelsData
+from disa_framework.callbacks.samples import Format
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
+from disa_framework.models import ARDiffusionModel, Identity
 from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 
@@ -25,34 +28,45 @@ examples:
   disa-predict --config digits/mar --ckpt_path last.ckpt --num_images 100 --output drawn --grid true
   disa-predict --config digits/mar --ckpt_path last.ckpt --schedule Linear --schedule.early 10 --schedule.late 2
   disa-predict --config digits/mar --ckpt_path last.ckpt --solver DDIM --guidance.scale 2 --labels '[3, 7]'
+  disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --num_images 50000 --format npz
+  disa-predict --config harmon/1_5b --ckpt_path harmon_1.5b.pth --vae kl16.ckpt --prompts prompts.txt
 
 A run that was stopped goes on where it was when it is started again.
 """
 _GRID = 100
 _DECIDES_PIXELS = ("model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels")
+_AUTOENCODER = "disa_framework.models.Autoencoder"
 
 
 def predict(args: Sequence[str] | None = None) -> SampleFolder:
     """Draws images into a folder and returns it; see `disa-predict --help`."""
-    parser = make_parser("disa-predict", _PREDICT)
-    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
-    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
-        parser.add_argument(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
-    parser.add_argument("--ckpt_path", type=str | None, help="Weights: .ckpt, .pth or .safetensors.")
-    parser.add_argument("--num_images", type=int, default=64, help="How many images to draw.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Images drawn together.")
-    parser.add_argument("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
-    parser.add_argument("--output", type=str, default="outputs/samples", help="Folder for the images.")
-    parser.add_argument("--npz", type=bool, default=False, help="Also write samples.npz: images and labels.")
-    parser.add_argument("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
-    config = parse(parser, args)
-    init = parser.instantiate(config)
-    module = make_module(init)
-    if config.ckpt_path:
-        apply_weights(module.model, load_weights(config.ckpt_path), config.ckpt_path)
-    elif any(True for _ in module.model.parameters()):
-        raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
-    return _draw(module, config, init.trainer, _settings(parser, config))
+    parser = _make_parser()
+    config = _with_vae(parser, parse(parser, args))
+    prompts = read_prompts(config.prompts) if config.prompts else []
+    init = instantiate(parser, config)
+    module, folder, timer = make_module(init), SampleFolder(config.output, prompts), Throughput()
+    labels = None if prompts else _labels(module.model, config.labels)
+    data = _requests(config, prompts, labels, folder)
+    _check(module, data)
+    evaluations = module.evaluations()
+    _load(module.model, config.ckpt_path)
+    settings = _settings(parser, config, module.model, prompts)
+    made = {
+        "settings": settings,
+        "num_images": data.num_images,
+        "labels_in_turn": labels,
+        "budget": module.schedule.budget(module.num_stages),
+        "head_evaluations_per_image": evaluations,
+    }
+    options = {**init.trainer, "logger": False, "enable_checkpointing": False, "inference_mode": True}
+    trainer = Trainer(**{**options, "callbacks": [ImageWriter(folder), timer]})
+    if trainer.is_global_zero:
+        folder.claim(settings)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    trainer.strategy.barrier("all images are written")
+    if trainer.is_global_zero:
+        _finish(folder, config, made, timer.seconds_per_image)
+    return folder
 
 
 def command() -> None:
@@ -60,57 +74,115 @@ def command() -> None:
     run("disa-predict", predict)
 
 
-def _draw(
-    module: ARDiffusionModule, config: Namespace, trainer_options: Namespace, settings: dict[str, Any]
-) -> SampleFolder:
-    folder, timer = SampleFolder(config.output), Throughput()
-    labels = list(range(module.model.num_classes)) if config.labels is None else config.labels
-    data = LabelsData(config.num_images, labels, config.batch_size, finished=folder.finished)
-    check_request(module.model, module.num_stages, torch.tensor(labels))
-    evaluations = module.evaluations()
-    options = {**trainer_options, "logger": False, "enable_checkpointing": False, "inference_mode": True}
-    trainer = Trainer(**{**options, "callbacks": [ImageWriter(folder), timer]})
-    if trainer.is_global_zero:
-        folder.claim(settings)
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    trainer.strategy.barrier("all images are written")
-    if trainer.is_global_zero:
-        indices = range(config.num_images)
-        if lost := set(indices) - folder.finished():
-            raise OSError(f"{len(lost)} images are missing in {folder.path}: start the command again")
-        # A run that found everything drawn has no time of its own.
-        known = json.loads(folder.manifest.read_text()).get("seconds_per_image")
-        made = {
-            "settings": settings,
-            "num_images": config.num_images,
-            "labels_in_turn": labels,
-            "budget": module.schedule.budget(module.num_stages),
-            "head_evaluations_per_image": evaluations,
-            "seconds_per_image": timer.seconds_per_image or known,
-        }
-        folder.describe(made)
-        _derive(folder, config, made, [labels[i % len(labels)] for i in indices])
-    return folder
+def _make_parser() -> ArgumentParser:
+    parser = make_parser("disa-predict", _PREDICT)
+    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
+    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
+        parser.add_argument(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    add = parser.add_argument
+    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
+    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
+    add("--num_images", type=int | None, help="How many images to draw (default: 64, or what the prompts ask for).")
+    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
+    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
+    add("--images_per_prompt", type=PositiveInt, default=4, help="Images of each prompt.")
+    add("--batch_size", type=int, default=64, help="Images drawn together.")
+    add("--output", type=str, default="outputs/samples", help="Folder for the images.")
+    add("--format", type=Format, default="png", help="What to keep: PNG files, samples.npz as ADM reads it, or both.")
+    add("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
+    return parser
 
 
-def _derive(folder: SampleFolder, config: Namespace, made: dict[str, Any], labels: list[int]) -> None:
-    """Writes what is made of the images, and says where everything is."""
-    indices = range(config.num_images)
-    written = [folder.path]
-    if config.npz:
-        written.append(folder.write_npz(indices, labels))
+def _with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """The configuration with `--vae` where the tokenizer takes its weights from."""
+    if config.vae and not config.tokenizer:
+        config = parser.parse_object({"tokenizer": _AUTOENCODER}, config)
+    options: Any = config.tokenizer.get("init_args", {}) if config.tokenizer else {}
+    if config.vae and "weights" not in options:
+        raise ValueError(f"the tokenizer {config.tokenizer.class_path} has no weights: leave --vae out")
+    if config.vae:
+        options["weights"] = config.vae
+    if options.get("weights", "") is None:
+        raise ValueError("the autoencoder has weights: give them with --vae")
+    return config
+
+
+def _labels(model: ARDiffusionModel, labels: list[int] | None) -> list[int]:
+    """The classes to draw in turn."""
+    if labels is None and not model.num_classes:
+        raise ValueError("this model draws from prompts: give --prompts FILE")
+    return list(range(model.num_classes)) if labels is None else labels
+
+
+def _requests(
+    config: Namespace, prompts: list[dict[str, Any]], labels: list[int] | None, folder: SampleFolder
+) -> RequestData:
+    """What to draw: prompts, or labels where there are any."""
+    if labels is not None:
+        count = 64 if config.num_images is None else config.num_images
+        return RequestData(count, torch.tensor(in_turn(labels, count)), config.batch_size, folder.finished)
+    count = len(prompts) * config.images_per_prompt
+    if config.labels is not None:
+        raise ValueError("give either --labels or --prompts")
+    if config.num_images not in (None, count):
+        raise ValueError(
+            f"{len(prompts)} prompts with {config.images_per_prompt} images each are {count} images, "
+            f"not {config.num_images}: leave --num_images out"
+        )
+    return RequestData(count, in_turn([p["prompt"] for p in prompts], count), config.batch_size, folder.finished)
+
+
+def _check(module: ARDiffusionModule, data: RequestData) -> None:
+    """Raises a ValueError that says what would fit, if this cannot be drawn or cannot be shown."""
+    check_request(module.model, module.num_stages, data.condition)
+    channels = module.model.latent_shape[0]
+    if isinstance(module.tokenizer, Identity) and channels not in (1, 3):
+        raise ValueError(f"this model draws latents of {channels} channels: give the autoencoder with --vae")
+
+
+def _load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
+    if ckpt_path:
+        apply_weights(model, load_weights(ckpt_path), ckpt_path)
+    elif any(True for _ in model.parameters()):
+        raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
+
+
+def _finish(folder: SampleFolder, config: Namespace, made: dict[str, Any], seconds: float | None) -> None:
+    """Brings the images into the form that is asked for, and says where they are and what made them."""
+    count, labels = made["num_images"], made["labels_in_turn"]
+    if lost := set(range(count)) - folder.finished():
+        raise OSError(f"{len(lost)} images are missing in {folder.path}: start the command again")
+    # A run that found everything drawn has no time of its own.
+    seconds = seconds or json.loads(folder.manifest.read_text()).get("seconds_per_image")
+    folder.describe({**made, "seconds_per_image": seconds})
+    folder.keep(config.format, count, None if labels is None else in_turn(labels, count))
+    written = [path for path in (folder.path, folder.archive) if path.exists()]
     if config.grid:
-        written.append(folder.write_grid(indices[:_GRID]))
-    seconds = made["seconds_per_image"]
+        written.append(folder.write_grid(range(min(count, _GRID))))
     timing = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"
     evaluations = made["head_evaluations_per_image"]
-    print(f"{len(indices)} images, {evaluations} head evaluations each{timing}: {', '.join(map(str, written))}")
+    print(f"{count} images, {evaluations} head evaluations each{timing}: {', '.join(map(str, written))}")
 
 
-def _settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """What decides what the images look like."""
+def _settings(
+    parser: ArgumentParser, config: Namespace, model: ARDiffusionModel, prompts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What decides what the images look like; weights by what they are, wherever they come from."""
     whole = json.loads(parser.dump(config, format="json", skip_unset=False))
-    weights = config.ckpt_path and hashlib.sha256(Path(config.ckpt_path).read_bytes()).hexdigest()
-    return {**{name: whole.get(name) for name in _DECIDES_PIXELS}, "weights_sha256": weights}
+    options = (whole["tokenizer"] or {}).get("init_args", {})
+    if options.get("weights"):
+        options["weights"] = _hash(load_weights(options["weights"]))
+    return {
+        **{name: whole.get(name) for name in _DECIDES_PIXELS},
+        "prompts": [p["prompt"] for p in prompts] or None,
+        "weights": _hash(model.state_dict()),
+    }
 
 
+def _hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -16,6 +16,11 @@ Polarity = Literal["random", "plain"]
 
 NUM_DIGITS = 1797
 SPLIT_SEED = 0
+CAPTIONS = tuple(
+    f"a handwritten {digit}"
+    for digit in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+)
+"""The prompt of each class."""
 
 
 def digits(polarity: Polarity = "random") -> tuple[Tensor, Tensor]:
@@ -63,11 +68,11 @@ def split(validation_size: int) -> tuple[Tensor, Tensor]:
 
 
 class DigitsData(LightningDataModule):
-    """The digits, split into training and validation, with batches `(images, labels)`.
+    """The digits, split into training and validation, with batches `(images, labels)` or `(images, captions)`.
 
-    Images are float32 `[B, 1, 8, 8]` in [-1, 1], labels int64 `[B]`. A digit and its inverse are always on
-    the same side of the split. Epochs are ordered by the seed of `seed_everything`; the state of the global
-    random generator is left as it was.
+    Images are float32 `[B, 1, 8, 8]` in [-1, 1], labels int64 `[B]`, captions a list of `B` texts. A digit and
+    its inverse are always on the same side of the split. Epochs are ordered by the seed of `seed_everything`;
+    the state of the global random generator is left as it was.
 
     Args:
         polarity: "random" makes light-on-dark or dark-on-light a decision of the whole image, so the first
@@ -75,6 +80,7 @@ class DigitsData(LightningDataModule):
         batch_size: images per batch; the last, smaller batch of a training epoch is dropped.
         validation_size: how many of the 1797 digits are held out ("random" holds out both signs of each).
         num_workers: loader processes; 0 loads in the main one.
+        captions: whether batches hold `CAPTIONS`, for models that draw from prompts, instead of labels.
 
     Raises:
         ValueError: a value out of its range.
@@ -88,6 +94,7 @@ class DigitsData(LightningDataModule):
         batch_size: int = 128,
         validation_size: int = 297,
         num_workers: int = 0,
+        captions: bool = False,
     ) -> None:
         super().__init__()
         _check_polarity(polarity)
@@ -101,6 +108,7 @@ class DigitsData(LightningDataModule):
         self.polarity: Polarity = polarity
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.captions = captions
         self._train_indices, self._val_indices = train, val
 
     def train_dataset(self) -> TensorDataset:
@@ -137,15 +145,20 @@ class DigitsData(LightningDataModule):
             drop_last=train,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=_collate,
+            collate_fn=_captioned if self.captions else _labeled,
             # Without a generator of its own a loader would draw from the global one, for validation too.
             generator=torch.Generator().manual_seed(torch.initial_seed()),
         )
 
 
-def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _labeled(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     images, labels = zip(*samples, strict=True)
     return torch.stack(images), torch.stack(labels)
+
+
+def _captioned(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[str]]:
+    images, labels = _labeled(samples)
+    return images, [CAPTIONS[label] for label in labels.tolist()]
 
 
 def _check_polarity(polarity: str) -> None:

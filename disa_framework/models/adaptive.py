@@ -6,17 +6,21 @@ Letters: `B` batch, `L` sequence length, `w` width, `h` heads, `d = w / h` width
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.attention import AttentionLayer, KVCache, attend
-from disa_framework.models.layers import modulate
+from disa_framework.models.attention import AttentionLayer, KVCache, Past, attend
+from disa_framework.models.layers import check_heads, modulate
 
 _THETA = 10_000.0
 _SQUARE = 16.0  # side of the square that the positions of any grid span
+
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosines and sines `[L, d]`."""
 
 
 def grid_positions(side: int) -> Tensor:
@@ -26,56 +30,67 @@ def grid_positions(side: int) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary embedding (arXiv 2104.09864) of rows in the first half of a head and of columns in the second."""
+    """Rotary embedding (arXiv 2104.09864) of rows in the first half of a head and of columns in the second.
+
+    Args:
+        width: `d`.
+        positions: `[L, 2]`, where the tokens stand; the checkpoints of xAR hold the tables made of them.
+    """
 
     freqs: Tensor
+    freqs_cos: Tensor
+    freqs_sin: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, positions: Tensor | None = None) -> None:
         super().__init__()
         if width % 4:
             raise ValueError(f"rotary positions on a square need heads of a width divisible by 4, got {width}")
         exponents = torch.arange(0, width // 2, 2) / (width // 2)
         self.register_buffer("freqs", _THETA**-exponents)
+        if positions is not None:
+            cos, sin = self.table(positions)
+            self.register_buffer("freqs_cos", cos)
+            self.register_buffer("freqs_sin", sin)
 
-    def table(self, positions: Tensor) -> Tensor:
-        """Cosines and sines `[2, L, d]` at `positions [L, 2]`; neighbouring channels are one pair."""
-        angles = (positions[..., None] * self.freqs).repeat_interleave(2, dim=-1).flatten(1)
-        return torch.stack((angles.cos(), angles.sin()))
+    def table(self, positions: Tensor) -> RotaryTable:
+        """Cosines and sines at `positions [L, 2]`; neighbouring channels are one pair."""
+        angles = (positions.to(self.freqs)[..., None] * self.freqs).repeat_interleave(2, dim=-1).flatten(1)
+        return angles.cos(), angles.sin()
+
+    def own_table(self, place: slice) -> RotaryTable:
+        """The part at `place` of the table of its own positions."""
+        return self.freqs_cos[place], self.freqs_sin[place]
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Turns each pair of channels of `x [B, h, L, d]` by the angle of its position."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    cos, sin = table.to(x.dtype)
+    cos, sin = table
     return x * cos + turned * sin
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a layer has seen: the first `start` keys of its cache. The keys of the tokens at hand are written behind
-    them, so that all lie in one piece, and stay or are overwritten by the next to come."""
-
-    cache: KVCache
-    start: int
 
 
 class RotaryAttention(AttentionLayer):
     """Self-attention with rotary positions, over cached tokens and its own."""
 
     def __init__(
-        self, width: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0, proj_dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        positions: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.heads, self.dropout = heads, dropout
+        check_heads(width, heads)
+        self.width, self.heads, self.dropout = width, heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
-        self.rope = RotaryEmbedding(width // heads)
+        self.rope = RotaryEmbedding(width // heads, positions)
 
-    def forward(self, x: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, table: RotaryTable, past: Past | None = None, mask: Tensor | None = None) -> Tensor:
         # [B, L, 3 w] -> three of [B, h, L, d]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, table), rotate(k, table)
@@ -104,18 +119,29 @@ class AdaptiveBlock(nn.Module):
     """Transformer block whose norms are modulated by a condition (DiT, arXiv 2212.09748)."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float = 4.0, attn_dropout: float = 0.0, proj_dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        attn_dropout: float = 0.0,
+        proj_dropout: float = 0.0,
+        positions: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.attn = RotaryAttention(width, heads, dropout=attn_dropout, proj_dropout=proj_dropout)
+        self.attn = RotaryAttention(width, heads, True, attn_dropout, proj_dropout, positions)
         self.mlp = GatedMLP(width, mlp_ratio, proj_dropout)
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(
-        self, x: Tensor, condition: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None
+        self, x: Tensor, condition: Tensor, table: RotaryTable, past: Past | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """`x [B, L, w]` under `condition [B, 1 or L, w]`."""
         return adaptive(x, self.ada_lin(condition), self.attn, self.mlp, table, past, mask)
+
+
+def rotary(blocks: nn.ModuleList) -> RotaryEmbedding:
+    """The rotary embedding that these blocks share."""
+    return cast(RotaryAttention, blocks[0].attn).rope
 
 
 def adaptive(
@@ -123,7 +149,7 @@ def adaptive(
     modulation: Tensor,
     attn: RotaryAttention,
     mlp: GatedMLP,
-    table: Tensor,
+    table: RotaryTable,
     past: Past | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -133,13 +159,27 @@ def adaptive(
     return x + gate2 * mlp(modulate(rms_norm(x), shift2, scale2))
 
 
+def allocate_caches(blocks: Iterable[nn.Module], batch_size: int, length: int, like: Tensor) -> list[KVCache]:
+    """Room for `length` keys and values of each block."""
+    layers = [cast(RotaryAttention, block.attn) for block in blocks]
+    return [KVCache(batch_size, layer.heads, length, layer.width // layer.heads, like) for layer in layers]
+
+
+def block_causal_mask(sizes: Sequence[int]) -> Tensor:
+    """`[1, 1, L, L]`, added to the scores: 0 where a token may look, in its own block and in earlier ones."""
+    blocks = torch.cat([torch.full((size,), block) for block, size in enumerate(sizes)])
+    hidden = blocks[:, None] < blocks
+    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[None, None]
+
+
 def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm without a weight, in float32."""
-    return F.rms_norm(x.float(), (x.shape[-1],), eps=1e-6).to(x.dtype)
+    """RMSNorm without a weight, in float32 at least."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.rms_norm(precise, (x.shape[-1],), eps=1e-6).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm (arXiv 1910.07467) with a weight, in float32."""
+    """RMSNorm (arXiv 1910.07467) with a weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

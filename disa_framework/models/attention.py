@@ -6,6 +6,7 @@ Letters: `B` batch, `h` heads, `L` queries, `M` keys, `d` width of a head.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -38,6 +39,7 @@ def attend(
     """
     if backend != "sdpa" and (backend == "flash" or _flash_fits(q, mask)):
         return _flash(q, k, v, mask, causal, dropout)
+    causal = causal and q.shape[2] > 1  # the last query sees everything
     if causal and q.shape[2] != k.shape[2]:
         mask, causal = _causal_mask(q.shape[2], k.shape[2], q.device), False
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
@@ -86,6 +88,15 @@ class KVCache:
         self.keys[rows, :, start:end] = k
         self.values[rows, :, start:end] = v
         return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a layer has seen: the first `start` keys of its cache. The keys of the tokens at hand are written behind
+    them, so that all lie in one piece, and stay or are overwritten by the next to come."""
+
+    cache: KVCache
+    start: int
 
 
 def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

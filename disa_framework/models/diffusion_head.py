@@ -1,6 +1,7 @@
 """MAR's diffusion head: an MLP on single tokens, and its training loss (arXiv 2406.11838, section 3).
 
-Letters: `...` any leading axes, `D` token channels, `Z` width of the conditioning, `w` width of the head.
+Letters: `...` any leading axes, `D` token channels, `Z` width of the conditioning, `w` width of the head,
+`B` batch, `n` tokens of a stage, `G` guidance branches (1 or 2).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from disa_framework.guidance import Guidance, combine
 from disa_framework.models.layers import TimestepEmbedding, modulate
 from disa_framework.solvers.ddpm import posterior
-from disa_framework.solvers.process import Cosine
+from disa_framework.solvers.process import Cosine, Nodes
+from disa_framework.solvers.table import Denoiser, Step
 
 
 class ResBlock(nn.Module):
@@ -54,6 +57,15 @@ class MLPHead(nn.Module):
         self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * channels)
 
+    def initialize(self) -> None:
+        """Starts modulations and output at zero, and the embedding of times small (DiT, arXiv 2212.09748)."""
+        for parameter in self.time_embed.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+        for block in (*self.res_blocks, self.final_layer):
+            nn.init.zeros_(block.adaLN_modulation[-1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """`x [..., D]` under the conditioning `y = time_embed(t) + cond_embed(z)`, `[..., w]`."""
         x = self.input_proj(x)
@@ -63,12 +75,13 @@ class MLPHead(nn.Module):
 
 
 class DiffusionLoss(nn.Module):
-    """The head and its loss: squared error of the noise, plus a variational bound for the variance."""
+    """The head, its sampling, and its loss: squared error of the noise, plus a variational bound for the variance."""
 
     tables: Tensor
 
     def __init__(self, channels: int, cond_width: int, depth: int, width: int, process: Cosine) -> None:
         super().__init__()
+        self.process = process
         self.net = MLPHead(channels, cond_width, depth, width)
         self.register_buffer("tables", _training_tables(process), persistent=False)
 
@@ -90,6 +103,31 @@ class DiffusionLoss(nn.Module):
         predicted = (noisy - sigma * out.detach()) / alpha
         bound = _bound(clean, noisy, predicted, value, posterior_tables)
         return (noise - out).square().mean(-1), torch.where(t == 0, bound[1], bound[0])
+
+    def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
+        """The head of one stage, guided by `scale` within the interval of `guidance`.
+
+        Args:
+            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
+        """
+        net = self.net
+
+        def denoiser(nodes: Nodes) -> Step:
+            cond = net.cond_embed(z)
+            times = net.time_embed(torch.tensor(nodes.times).to(z.device, non_blocking=True))
+            acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
+
+            def step(x: Tensor, i: int) -> Tensor:
+                if not acts[i]:
+                    return net(x, times[i] + cond[: len(x)])
+                out, null = net(torch.cat((x, x)), times[i] + cond).chunk(2)
+                noise, value = out.chunk(2, dim=-1)
+                # Noise is guided, the variance value stays the conditional branch's.
+                return torch.cat((combine(noise, null[..., : x.shape[-1]], scale), value), dim=-1)
+
+            return step
+
+        return denoiser
 
 
 def _training_tables(process: Cosine) -> Tensor:

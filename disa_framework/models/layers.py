@@ -6,30 +6,35 @@ Letters: `B` batch, `L` sequence length, `w` width, `h` heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.attention import AttentionLayer, attend
+from disa_framework.models.attention import AttentionLayer, Past, attend
 
 
 class Attention(AttentionLayer):
-    """Multi-head self-attention with a joint projection for queries, keys and values."""
+    """Multi-head self-attention, over cached tokens too, with a joint projection for queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, proj_dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, proj_dropout: float = 0.0, causal: bool = False
+    ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.heads, self.dropout = heads, dropout
+        check_heads(width, heads)
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         # [B, L, 3 w] -> three of [B, h, L, w/h]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = attend(q, k, v, dropout=self.dropout if self.training else 0.0, backend=self.backend)
+        if past:
+            k, v = past.cache.write(past.start, k, v)
+        dropout = self.dropout if self.training else 0.0
+        x = attend(q, k, v, causal=self.causal, dropout=dropout, backend=self.backend)
         return self.proj_drop(self.proj(x))
 
 
@@ -57,15 +62,16 @@ class Block(nn.Module):
         eps: float = 1e-6,
         attn_dropout: float = 0.0,
         proj_dropout: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, attn_dropout, proj_dropout)
+        self.attn = Attention(width, heads, attn_dropout, proj_dropout, causal)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, int(width * mlp_ratio), proj_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), past)
         return x + self.mlp(self.norm2(x))
 
 
@@ -90,9 +96,20 @@ class TimestepEmbedding(nn.Module):
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype))
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raises a ValueError unless the width divides into the heads."""
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by {heads} heads")
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Adaptive layer norm's affine part (DiT, arXiv 2212.09748)."""
     return x * (1 + scale) + shift
+
+
+def flow_times(times: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    """Times `[...]` in [0, 1] as FlowAR and xAR tell them to their heads: `trunc(1000 t)`, in float32."""
+    return torch.trunc(1000 * torch.as_tensor(times, dtype=torch.float32, device=device))
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance, combine
+from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.diffusion_head import DiffusionLoss
 from disa_framework.models.layers import Block, gather_tokens, patchify, unpatchify
 from disa_framework.noise import NoiseSource
-from disa_framework.solvers.process import Cosine, Nodes
-from disa_framework.solvers.table import Denoiser, Step
+from disa_framework.solvers.process import Cosine
 
 
 def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
@@ -34,21 +34,45 @@ def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class MARState:
-    """A run between two stages.
+    """A run between two stages, of MAR or of a model around one.
 
     Attributes:
         tokens: `[B, N, D]`, 0 where masked.
         order: `[B, N]`; masked tokens stand in front, so an image is drawn from its end.
         counts: tokens still masked after each stage.
-        label_embedding: `[G B, w]`, conditional rows first.
+        context: what the backbone is given beside tokens; of MAR, the class embedding `[G B, w]`, conditional
+            rows first.
         guidance: of the run.
     """
 
     tokens: Tensor
     order: Tensor
     counts: tuple[int, ...]
-    label_embedding: Tensor
+    context: Any
     guidance: Guidance
+
+    @classmethod
+    def begin(
+        cls, tokens: Tensor, num_stages: int, context: Any, guidance: Guidance, noise: NoiseSource
+    ) -> MARState:
+        """The state before the first of `K` stages."""
+        N = tokens.shape[1]
+        return cls(tokens, noise.permutation(N), masked_counts(N, num_stages), context, guidance)
+
+    def places(self, stage: int) -> tuple[Tensor, Tensor]:
+        """Of the tokens that a stage sees `[B, N - m]`, and of those that it draws `[B, n]`, these in raster order."""
+        before = self.counts[stage - 1] if stage else self.order.shape[1]
+        return self.order[:, before:], self.order[:, self.counts[stage] : before].sort(dim=1).values
+
+    def scale(self, stage: int) -> float:
+        """Of guidance at a stage."""
+        # The published code clamps the count to 1 before it sets the scale, also at the last stage.
+        N = self.order.shape[1]
+        return self.guidance.at((N - max(self.counts[stage], 1)) / N)
+
+    def accept(self, places: Tensor, tokens: Tensor) -> MARState:
+        """The state with the tokens `[B, n, D]` at `places [B, n]`."""
+        return replace(self, tokens=self.tokens.scatter(1, places[..., None].expand_as(tokens), tokens))
 
 
 @dataclass(frozen=True)
@@ -68,6 +92,24 @@ class TrainingDraws:
     dropped: Tensor
     timesteps: Tensor
     noise: Tensor
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Of visible tokens `[B, N - m]`, and of masked ones `[B, m]`."""
+        return self.order[:, self.masked :], self.order[:, : self.masked]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Learned tables of positions for one image size.
+
+    Attributes:
+        encoder, decoder: `[1, S + N, w]`, the buffer's in front.
+        head: `[1, N, w]`, added to the conditioning of the head.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    head: Tensor
 
 
 class MAR(ARDiffusionModel):
@@ -168,19 +210,20 @@ class MAR(ARDiffusionModel):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_emb.weight, std=0.02)
-        net = self.diffloss.net
-        for parameter in net.time_embed.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
-        for block in (*net.res_blocks, net.final_layer):
-            nn.init.zeros_(block.adaLN_modulation[-1].weight)
-        nn.init.zeros_(net.final_layer.linear.weight)
+        self.diffloss.net.initialize()
 
     @property
     def head(self) -> nn.Module:
         return self.diffloss
 
     # --- backbone ---------------------------------------------------------------------------------------
+
+    @property
+    def positions(self) -> Positions:
+        """The tables as they were trained, for square images of `latent_size`."""
+        return Positions(
+            self.encoder_pos_embed_learned, self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned
+        )
 
     def backbone(self, tokens: Tensor, label_embedding: Tensor, visible: Tensor, drawn: Tensor) -> Tensor:
         """Conditioning `z [B, n, w]` of the tokens at `drawn [B, n]`, given those at `visible [B, m]`.
@@ -189,30 +232,30 @@ class MAR(ARDiffusionModel):
             tokens: `[B, N, D]`; only visible ones are read.
             label_embedding: `[B, w]`.
         """
-        encoded = self.encode(gather_tokens(tokens, visible), label_embedding, visible)
-        return self.decode(encoded, visible, drawn)
+        encoded = self.encode(gather_tokens(tokens, visible), label_embedding, visible, self.positions)
+        return self.decode(encoded, visible, drawn, self.positions)
 
-    def encode(self, seen: Tensor, label_embedding: Tensor, visible: Tensor) -> Tensor:
+    def encode(self, seen: Tensor, label_embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
         """Encodes visible tokens `seen [B, m, D]` at `visible [B, m]` behind the buffer: `[B, S + m, w]`."""
         S = self.buffer_size
-        buffer = label_embedding[:, None] + self.encoder_pos_embed_learned[:, :S]
-        image = self.z_proj(seen) + gather_tokens(self.encoder_pos_embed_learned[:, S:], visible)
+        buffer = label_embedding[:, None] + positions.encoder[:, :S]
+        image = self.z_proj(seen) + gather_tokens(positions.encoder[:, S:], visible)
         x = self.z_proj_ln(torch.cat((buffer, image), dim=1))
         for block in self.encoder_blocks:
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, visible: Tensor, drawn: Tensor) -> Tensor:
+    def decode(self, encoded: Tensor, visible: Tensor, drawn: Tensor, positions: Positions) -> Tensor:
         """Fills the masked places, and returns `z [B, n, w]` at `drawn [B, n]`."""
-        S = self.buffer_size
+        S, N = self.buffer_size, positions.head.shape[1]
         x = self.decoder_embed(encoded)
-        image = self.mask_token.to(x.dtype).expand(len(x), self.num_tokens, -1)
+        image = self.mask_token.to(x.dtype).expand(len(x), N, -1)
         image = image.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, S:])
-        x = torch.cat((x[:, :S], image), dim=1) + self.decoder_pos_embed_learned
+        x = torch.cat((x[:, :S], image), dim=1) + positions.decoder
         for block in self.decoder_blocks:
             x = block(x)
         z = self.decoder_norm(gather_tokens(x, drawn + S))
-        return z + gather_tokens(self.diffusion_pos_embed_learned, drawn)
+        return z + gather_tokens(positions.head, drawn)
 
     # --- sampling ---------------------------------------------------------------------------------------
 
@@ -223,55 +266,30 @@ class MAR(ARDiffusionModel):
         label_embedding = null if condition is None else self.class_emb(condition)
         if guidance.active:
             label_embedding = torch.cat((label_embedding, null))
-        return MARState(
-            tokens=null.new_zeros(batch_size, self.num_tokens, self.token_channels),
-            order=noise.permutation(self.num_tokens),
-            counts=masked_counts(self.num_tokens, num_stages),
-            label_embedding=label_embedding,
-            guidance=guidance,
-        )
+        blank = null.new_zeros(batch_size, self.num_tokens, self.token_channels)
+        return MARState.begin(blank, num_stages, label_embedding, guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
-        N, m = self.num_tokens, state.counts[stage]
-        before = state.counts[stage - 1] if stage else N
-        visible, drawn = state.order[:, before:], state.order[:, m:before].sort(dim=1).values
+        visible, drawn = state.places(stage)
         branches = 2 if state.guidance.active else 1
         z = self.backbone(
             state.tokens.repeat(branches, 1, 1),
-            state.label_embedding,
+            state.context,
             visible.repeat(branches, 1),
             drawn.repeat(branches, 1),
         )
-        # The published code clamps the count to 1 before it sets the scale, also at the last stage.
-        scale = state.guidance.at((N - max(m, 1)) / N)
-        return Proposal((before - m, self.token_channels), self._denoiser(z, scale, state.guidance), drawn)
+        return self.proposal(state, stage, drawn, z)
+
+    def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor) -> Proposal:
+        """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
+        denoise = self.diffloss.denoiser(z, state.scale(stage), state.guidance)
+        return Proposal((drawn.shape[1], self.token_channels), denoise, drawn)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
-        places = proposal.places[..., None].expand_as(tokens)
-        return replace(state, tokens=state.tokens.scatter(1, places, tokens))
+        return state.accept(proposal.places, tokens)
 
     def finish(self, state: MARState) -> Tensor:
         return unpatchify(state.tokens, self.patch_size, *self.latent_shape[1:])
-
-    def _denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
-        """The head for conditioning `z [G B, n, w]`, guided within the interval."""
-        net, D = self.diffloss.net, self.token_channels
-
-        def denoiser(nodes: Nodes) -> Step:
-            cond = net.cond_embed(z)
-            times = net.time_embed(torch.tensor(nodes.times, device=z.device))
-            acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
-
-            def step(x: Tensor, i: int) -> Tensor:
-                if not acts[i]:
-                    return net(x, times[i] + cond[: len(x)])
-                out, null = net(torch.cat((x, x)), times[i] + cond).chunk(2)
-                # Noise is guided, the variance value stays the conditional branch's.
-                return torch.cat((combine(out[..., :D], null[..., :D], scale), out[..., D:]), dim=-1)
-
-            return step
-
-        return denoiser
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -285,31 +303,32 @@ class MAR(ARDiffusionModel):
         """As the contract says; `draws` replaces the generator."""
         tokens = patchify(latents, self.patch_size)
         draws = draws or self.training_draws(len(tokens), tokens.device, generator)
-        z, masked = self.condition_masked(tokens, condition, draws)
-        R = self.diffusion_batch_mul
-        squared, bound = self.diffloss(
-            gather_tokens(tokens, masked).expand(R, -1, -1, -1),
-            z.expand(R, -1, -1, -1),
-            draws.timesteps,
-            draws.noise,
-        )
-        return (squared + bound).mean()
-
-    def condition_masked(
-        self, tokens: Tensor, condition: Tensor | None, draws: TrainingDraws
-    ) -> tuple[Tensor, Tensor]:
-        """`z [B, m, w]` of the masked tokens, and their places `[B, m]`."""
         null = self.fake_latent.expand(len(tokens), -1)
         embedding = null if condition is None else self.class_emb(condition)
         embedding = torch.where(draws.dropped[:, None], null, embedding)
-        masked, visible = draws.order[:, : draws.masked], draws.order[:, draws.masked :]
-        return self.backbone(tokens, embedding, visible, masked), masked
+        return self.masked_loss(tokens, self.backbone(tokens, embedding, *draws.places()), draws)
+
+    def masked_loss(self, tokens: Tensor, z: Tensor, draws: TrainingDraws) -> Tensor:
+        """Mean loss of the masked ones of `tokens [B, N, D]`, under their conditioning `z [B, m, w]`."""
+        masked, R = gather_tokens(tokens, draws.places()[1]), len(draws.timesteps)
+        squared, bound = self.diffloss(
+            masked.expand(R, -1, -1, -1), z.expand(R, -1, -1, -1), draws.timesteps, draws.noise
+        )
+        return (squared + bound).mean()
 
     def training_draws(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+        num_tokens: int | None = None,
     ) -> TrainingDraws:
-        """Draws on the CPU (the number of masked tokens decides shapes), then moves to `device`."""
-        B, N, R = batch_size, self.num_tokens, self.diffusion_batch_mul
+        """Draws on the CPU (the number of masked tokens decides shapes), then moves to `device`.
+
+        Args:
+            num_tokens: `N` of the images, as many as the model draws by default.
+        """
+        B, N, R = batch_size, num_tokens or self.num_tokens, self.diffusion_batch_mul
         order = torch.rand(B, N, generator=generator).argsort(dim=1)
         m = math.ceil(N * truncated_normal(*self.mask_ratio, generator))
         dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)

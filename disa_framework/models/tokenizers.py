@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -12,7 +13,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of the images."""
+        """Latents of the images; those of a tokenizer with a posterior are random in training mode."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -35,3 +36,21 @@ class Identity(Tokenizer):
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents / self.scale
+
+
+class SpaceToDepth(Tokenizer):
+    """Squares of pixels become the channels of one latent pixel, for small images on a smaller grid.
+
+    Args:
+        patch: side of a square; a gray image `[1, h, w]` has latents `[patch * patch, h / patch, w / patch]`.
+    """
+
+    def __init__(self, patch: int = 2) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def encode(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(images, self.patch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(latents, self.patch)

@@ -155,18 +155,37 @@ class Uniform(Grid):
     last: float | None = None
 
     def nodes(self, process: Process, steps: int) -> Nodes:
-        if not isinstance(process, LinearFlow):
-            raise ValueError(
-                f"the grid Uniform is for linear flows, this head is {type(process).__name__}: use Spaced"
-            )
+        flow = _linear_flow(self, process)
         _check_steps(steps)
         if self.last is None:
-            return process.nodes(_linspace(1.0, 0.0, steps))
-        return process.nodes([*_linspace(1.0, self.last, steps - 1), 0.0] if steps > 1 else [1.0, 0.0])
+            return flow.nodes(_linspace(1.0, 0.0, steps))
+        return flow.nodes([*_linspace(1.0, self.last, steps - 1), 0.0] if steps > 1 else [1.0, 0.0])
 
     def __post_init__(self) -> None:
         if self.last is not None and not 0 < self.last < 1:
             raise ValueError(f"the last step must start between 0 and 1, got last={self.last}")
+
+
+@dataclass(frozen=True)
+class Halves(Grid):
+    """FlowAR's published grid: half of the steps from 1 to 0.3, the other half from 0.25 to 0, evenly in each.
+
+    An odd count gives one step less than asked, except 1, which goes straight from noise to token.
+
+    Args:
+        uniform_at: the count whose steps are all equal, as the published code has it for 50; `None` for no count.
+    """
+
+    uniform_at: int | None = 50
+
+    def nodes(self, process: Process, steps: int) -> Nodes:
+        flow = _linear_flow(self, process)
+        _check_steps(steps)
+        half = steps // 2
+        if steps in (1, self.uniform_at):
+            return flow.nodes(_linspace(1.0, 0.0, steps))
+        early = _linspace(1.0, 0.3, half - 1) if half > 1 else [1.0]
+        return flow.nodes([*early, *_linspace(0.25, 0.0, half)])
 
 
 def _linspace(start: float, end: float, steps: int) -> list[float]:
@@ -188,5 +207,13 @@ def _variance_preserving(grid: Grid, process: Process) -> Cosine:
         raise ValueError(
             f"the grid {type(grid).__name__} is for variance-preserving heads, this one is "
             f"{type(process).__name__}: use Uniform"
+        )
+    return process
+
+
+def _linear_flow(grid: Grid, process: Process) -> LinearFlow:
+    if not isinstance(process, LinearFlow):
+        raise ValueError(
+            f"the grid {type(grid).__name__} is for linear flows, this head is {type(process).__name__}: use Spaced"
         )
     return process

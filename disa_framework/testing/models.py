@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from disa_framework.generation import Observer, StageRecord, generate
 from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.noise import PhiloxNoise
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDIM, DDPM, Cosine, Euler, Solver
@@ -84,9 +84,13 @@ class ModelContract:
     def model(self) -> ARDiffusionModel:
         raise NotImplementedError("override the fixture `model`")
 
-    def condition(self, model: ARDiffusionModel, indices: Tensor) -> Tensor | None:
+    def condition(self, model: ARDiffusionModel, indices: Tensor) -> Condition | None:
         """What sample `i` is asked to be, as a function of `i`."""
         return indices % model.num_classes
+
+    def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
+        """Conditions of two samples that the model cannot draw, by the pattern of what is said about them."""
+        return {rf"labels must lie in .* got {label}": torch.tensor([0, label]) for label in (-1, model.num_classes)}
 
     def solver(self, model: ARDiffusionModel) -> Solver:
         """Turns noise into tokens in these tests."""
@@ -179,10 +183,10 @@ class ModelContract:
 
     # --- inputs -----------------------------------------------------------------------------------------
 
-    def test_labels_that_it_does_not_know_are_refused(self, model: ARDiffusionModel) -> None:
-        for label in (-1, model.num_classes):
-            with pytest.raises(ValueError, match=rf"labels must lie in .* got {label}"):
-                self.draw(model, range(2), condition=torch.tensor([0, label]))
+    def test_conditions_that_it_cannot_draw_are_refused(self, model: ARDiffusionModel) -> None:
+        for message, condition in self.bad_conditions(model).items():
+            with pytest.raises(ValueError, match=message):
+                self.draw(model, range(2), condition=condition)
 
     def test_stages_that_do_not_fit_are_refused(self, model: ARDiffusionModel) -> None:
         for num_stages in (model.min_stages - 1, -1, model.max_stages + 1):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from disa_framework.callbacks import SampleFolder
+from disa_framework.callbacks.samples import Format
 
+FORMS: tuple[Format, ...] = get_args(Format)
 SETTINGS: dict[str, Any] = {"seed": 0, "schedule": {"early": 50, "knots": [[0.0, 5], [1.0, 2]]}}
 
 
@@ -142,24 +148,150 @@ def test_a_folder_with_other_files_may_be_claimed(tmp_path: Path) -> None:
     assert (tmp_path / "samples.json").exists()
 
 
-# --- derived files ----------------------------------------------------------------------------------------
+# --- prompts ----------------------------------------------------------------------------------------------
+
+PROMPTS: list[dict[str, Any]] = [{"prompt": "ein Käfer", "tag": "colors"}, {"prompt": "two cats"}, {"prompt": "a dog"}]
+
+
+@pytest.fixture
+def prompted(tmp_path: Path) -> SampleFolder:
+    folder = SampleFolder(tmp_path / "prompted", PROMPTS)
+    folder.claim(SETTINGS)
+    return folder
+
+
+def test_images_of_prompts_lie_where_geneval_reads_them(prompted: SampleFolder) -> None:
+    images = pixels(3, count=8)
+    fill(prompted, images)
+    # As its evaluator walks through a folder.
+    found = {}
+    for folder in prompted.path.iterdir():
+        if folder.is_dir() and folder.name.isdigit():
+            prompt = json.loads((folder / "metadata.jsonl").read_text("ascii"))
+            assert prompt == PROMPTS[int(folder.name)]
+            for file in (folder / "samples").iterdir():
+                found[prompt["prompt"], file.name] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    assert len(found) == 8
+    for index, image in enumerate(images):
+        assert torch.equal(found[PROMPTS[index % 3]["prompt"], f"{index // 3:04}.png"], image)
+    assert torch.equal(prompted.read([7, 2]), images[[7, 2]])
+
+
+def test_finished_images_of_prompts_are_told_from_other_files(prompted: SampleFolder) -> None:
+    fill(prompted, pixels(1, count=4))
+    prompted.write(3 * 12_345 + 1, torch.zeros(1, 4, 4))
+    for name in ("00001/grid.png", "00000/samples/00002.png", "00001/samples/.0007.png.1.tmp", "000005.png"):
+        (prompted.path / name).touch()
+    (prompted.path / "00003/samples").mkdir(parents=True)
+    (prompted.path / "00003/samples/0000.png").touch()  # of a fourth prompt, which there is not
+    assert prompted.finished() == {0, 1, 2, 3, 3 * 12_345 + 1}
+
+
+def test_what_a_killed_run_left_half_is_removed_for_all_prompts(prompted: SampleFolder) -> None:
+    fill(prompted, pixels(1))
+    halves = [prompted.path / name for name in ("00001/samples/.0001.png.1.tmp", "00002/.metadata.jsonl.1.tmp")]
+    other = prompted.path / "other/.0001.png.1.tmp"
+    other.parent.mkdir()
+    for file in (*halves, other):
+        file.touch()
+    (prompted.path / "00001/metadata.jsonl").unlink()
+    prompted.claim(SETTINGS)
+    assert not any(half.exists() for half in halves) and other.exists()
+    assert (prompted.path / "00001/metadata.jsonl").exists() and prompted.finished() == {0, 1, 2}
+
+
+# --- the form in which images are kept --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_npz_is_what_an_evaluator_reads(folder: SampleFolder, channels: int) -> None:
+def test_the_archive_is_what_an_evaluator_reads(folder: SampleFolder, channels: int) -> None:
     images = pixels(channels)
     fill(folder, images)
-    with np.load(folder.write_npz([0, 2], [7, 8]), allow_pickle=False) as arrays:
+    folder.keep("both", 2, [7, 8])
+    with np.load(folder.path / "samples.npz", allow_pickle=False) as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
         assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_1"].dtype == np.int64
-        assert np.array_equal(arrays["arr_0"], images[[0, 2]].permute(0, 2, 3, 1))
+        assert np.array_equal(arrays["arr_0"], images[:2].permute(0, 2, 3, 1))
         assert arrays["arr_1"].tolist() == [7, 8]
 
 
-def test_the_npz_of_unconditional_images_has_no_labels(folder: SampleFolder) -> None:
+def test_the_archive_of_images_without_labels_has_none(folder: SampleFolder) -> None:
     fill(folder, pixels(3))
-    with np.load(folder.write_npz([0, 1, 2], None)) as arrays:
+    folder.keep("npz", 3, None)
+    with np.load(folder.archive) as arrays:
         assert sorted(arrays) == ["arr_0"]
+
+
+@pytest.mark.parametrize("prompts", [[], PROMPTS], ids=["labels", "prompts"])
+@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize(("form", "count"), [(form, count) for form in FORMS for count in (2, 3, 4)])
+def test_images_may_change_their_form_and_number(
+    first: Format, form: Format, count: int, prompts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = SampleFolder(tmp_path / "drawn", prompts)
+    folder.claim(SETTINGS)
+    images = pixels(1, count=4)
+    fill(folder, images[:3])
+    folder.keep(first, 3, None)
+    assert folder.finished() == {0, 1, 2} and torch.equal(folder.read(range(3)), images[:3])
+    fill(folder, torch.cat((255 - images[:3], images[3:]))[:count])  # those that exist are left as they are
+    folder.keep(form, count, None)
+    total = max(3, count)
+    assert folder.finished() == set(range(total)) and torch.equal(folder.read(range(total)), images[:total])
+    files = {i for i in range(4) if folder.file(i).exists()}
+    assert files == (set(range(total)) if form != "npz" else {2} if count == 2 else set())
+    assert folder.packed() == (0 if form == "png" else count)
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("moment", range(14))
+def test_a_run_killed_while_it_changes_the_form_ends_right_the_next_time(
+    form: Format, moment: int, folder: SampleFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pixels(1, count=4)
+    fill(folder, images[:3])
+    folder.keep("npz", 3, None)
+    fill(folder, images)
+
+    def killed_then(change: Callable[..., None]) -> Callable[..., None]:
+        def changed(*args: Any, **options: Any) -> None:
+            if next(moments) >= moment:
+                raise Killed
+            change(*args, **options)
+
+        return changed
+
+    moments = itertools.count()
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(os, "replace", killed_then(os.replace))
+        patch.setattr(Path, "unlink", killed_then(Path.unlink))
+        folder.keep(form, 4, None)
+    assert folder.finished() == {0, 1, 2, 3} and torch.equal(folder.read(range(4)), images)
+    folder.claim(SETTINGS)
+    folder.keep(form, 4, None)
+    assert torch.equal(folder.read(range(4)), images)
+    archive, files = ["samples.npz"] * (form != "png"), [f"{i:06}.png" for i in range(4)] * (form != "npz")
+    assert names(folder) == [*files, "samples.json", *archive]
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "compressed"])
+def test_a_damaged_archive_is_named(damage: str, folder: SampleFolder) -> None:
+    fill(folder, pixels(1))
+    folder.keep("both", 3, None)
+    whole = folder.archive.read_bytes()
+    if damage == "compressed":
+        np.savez_compressed(folder.archive, np.zeros((3, 4, 6, 1), np.uint8))
+    else:
+        folder.archive.write_bytes({"empty": b"", "text": b"x" * 500, "truncated": whole[: len(whole) // 2]}[damage])
+    with pytest.raises(ValueError, match=r"samples\.npz is damaged: delete it"):
+        folder.finished()
+
+
+# --- the grid ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -188,10 +320,11 @@ def test_large_images_are_not_enlarged(folder: SampleFolder) -> None:
         assert picture.size == (68, 68)
 
 
-def test_derived_files_are_no_samples(folder: SampleFolder) -> None:
+def test_the_grid_is_no_sample_and_may_be_made_of_an_archive(folder: SampleFolder) -> None:
     fill(folder, pixels(1))
-    folder.write_npz([0], None)
-    folder.write_grid([0])
+    drawn = folder.write_grid(range(3)).read_bytes()
+    folder.keep("npz", 3, None)
+    assert folder.write_grid(range(3)).read_bytes() == drawn
     assert folder.finished() == {0, 1, 2}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from disa_framework.data import DigitsData
-from disa_framework.data.digits import digits, split
+from disa_framework.data.digits import CAPTIONS, digits, split
 
 
 def as_set(images: Tensor) -> set[bytes]:
@@ -50,6 +50,17 @@ def test_labels_stay_with_their_images() -> None:
     label_of = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     for batch_images, batch_labels in DigitsData().train_dataloader():
         assert [label_of[image.numpy().tobytes()] for image in batch_images] == batch_labels.tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_captions_are_the_labels_in_words(num_workers: int) -> None:
+    captioned, labeled = DigitsData(captions=True, num_workers=num_workers), DigitsData()
+    assert CAPTIONS[7] == "a handwritten seven" and len(set(CAPTIONS)) == DigitsData.num_classes
+    pairs = zip(captioned.val_dataloader(), labeled.val_dataloader(), strict=True)
+    for (images, captions), (same_images, labels) in pairs:
+        assert torch.equal(images, same_images)
+        assert captions == [CAPTIONS[label] for label in labels.tolist()]
+    assert torch.equal(captioned.reference_images(), labeled.reference_images())
 
 
 def test_polarities_are_balanced_on_both_sides() -> None:

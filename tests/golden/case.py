@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load, load_file
+from torch import Tensor, nn
 
 TOLERANCE = 1e-4
 
@@ -33,7 +34,12 @@ class Case:
         folder = Path(folder)
         info = json.loads((folder / "case.json").read_text())
         weights = folder / info.get("weights_file", "weights.safetensors")
-        return cls(info, load_file(folder / "io.safetensors"), load_file(weights))
+        return cls(info, load_file(folder / "io.safetensors"), _load_weights(weights))
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights, which ship compressed."""
+    return load_file(path) if path.exists() else load(gzip.decompress(Path(f"{path}.gz").read_bytes()))
 
 
 @dataclass
@@ -67,3 +73,16 @@ class Report:
     @property
     def passes(self) -> bool:
         return all(error <= TOLERANCE for error in self.errors.values())
+
+
+def compare_gradients(report: Report, model: nn.Module, io: dict[str, Tensor]) -> None:
+    """Compares the recorded gradients, of embeddings only the recorded rows, and the norm over all parameters."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, want in io.items():
+        if name.startswith("grad/"):
+            got = gradients[name.removeprefix("grad/")]
+            rows = io.get("grad_class_rows")
+            report.compare("gradients", got if rows is None or got.shape == want.shape else got[rows], want)
+    if "grad_norm_all" in io:
+        norm = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
+        report.compare("gradient_norm", norm, io["grad_norm_all"])

@@ -16,7 +16,7 @@ from disa_framework.models.layers import patchify
 from disa_framework.models.mar import TrainingDraws
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.solvers import DDIM, DDPM, DPMSolver, DPMSolverPP, Solver, Spaced, Strided, UniformTime
-from tests.golden.case import Case, Report
+from tests.golden.case import Case, Report, compare_gradients
 
 _RENAMED = {
     "vae_embed_dim": "latent_channels",
@@ -31,11 +31,16 @@ _RENAMED = {
 }
 
 
+def mar_of(published: dict[str, Any], norm_eps: float) -> MAR:
+    """Our MAR for the published arguments."""
+    arguments = {_RENAMED.get(name, name): value for name, value in published.items()}
+    arguments["latent_size"] = arguments.pop("img_size") // arguments.pop("vae_stride")
+    return MAR(norm_eps=norm_eps, **arguments)
+
+
 def build(case: Case) -> MAR:
     """The model of a case, with its weights."""
-    arguments = {_RENAMED.get(name, name): value for name, value in case.info["model_kwargs"].items()}
-    arguments["latent_size"] = arguments.pop("img_size") // arguments.pop("vae_stride")
-    model = MAR(norm_eps=case.info["norm_eps"], **arguments)
+    model = mar_of(case.info["model_kwargs"], case.info["norm_eps"])
     model.load_state_dict(case.weights)
     return model.eval()
 
@@ -80,11 +85,11 @@ class RecordedNoise:
 class Watcher(Observer):
     """Compares every stage with the record, from what passes through the head."""
 
-    def __init__(self, model: MAR, solver: Solver, case: Case, report: Report) -> None:
-        self.process, self.solver, self.case, self.report = model.process, solver, case, report
+    def __init__(self, mar: MAR, solver: Solver, case: Case, report: Report) -> None:
+        self.process, self.solver, self.case, self.report = mar.process, solver, case, report
         self.masked = torch.ones_like(case.io["orders"], dtype=torch.uint8)
         self.stage: dict[str, Any] = {}
-        net = model.diffloss.net
+        net = mar.diffloss.net
         net.register_forward_hook(self._head)
         net.cond_embed.register_forward_hook(lambda _, args, __: self.stage.update(z=args[0]))
         net.time_embed.register_forward_hook(lambda _, args, __: self.stage.update(times=args[0]))
@@ -187,11 +192,5 @@ def replay_training(case: Case) -> Report:
     loss = model.loss(io["imgs"], labels, draws=draws)
     report.compare("loss", loss, io["loss"])
     loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, want in io.items():
-        if name.startswith("grad/"):
-            report.compare("gradients", gradients[name.removeprefix("grad/")], want)
-    if "grad_norm_all" in io:
-        norm = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
-        report.compare("gradient_norm", norm, io["grad_norm_all"])
+    compare_gradients(report, model, io)
     return report

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.golden import mar
+from tests.golden import flowar, harmon, mar, vae, xar
 from tests.golden.case import Case, Report
 
-REPLAYS = {"mar": mar.replay_sampling, "mar_train": mar.replay_training}
+REPLAYS = {
+    "flowar": flowar.replay_sampling,
+    "flowar_train": flowar.replay_training,
+    "harmon": harmon.replay,
+    "mar": mar.replay_sampling,
+    "mar_train": mar.replay_training,
+    "vae": vae.replay,
+    "xar": xar.replay_sampling,
+    "xar_train": xar.replay_training,
+}
 
 
 def replay(folder: str | Path) -> Report:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from disa_framework.models import MAR, mar_base, mar_huge, mar_large
+from disa_framework import models
 from tests.golden.__main__ import main
 from tests.golden.case import TOLERANCE
 from tests.golden.replay import replay
@@ -45,12 +44,16 @@ def test_the_command_names_each_case_and_exits_with_zero(capsys: pytest.CaptureF
     assert "ok   mar_train:" in out and "ok   mar_disa_uncond:" in out and "latents=" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "build"), [("mar_base", mar_base), ("mar_large", mar_large), ("mar_huge", mar_huge)]
-)
-def test_a_published_size_has_exactly_the_published_keys_and_shapes(name: str, build: Callable[[], MAR]) -> None:
+PUBLISHED = (
+    "mar_base", "mar_large", "mar_huge", "flowar_small", "flowar_large", "flowar_huge", "xar_base", "xar_large",
+    "xar_huge",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_size_has_exactly_the_published_keys_and_shapes(name: str) -> None:
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
     with torch.device("meta"):
-        model = build()
+        model = getattr(models, name)()
     assert {name: list(t.shape) for name, t in model.state_dict().items()} == manifest["keys"]
     assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.models.checkpoint import apply_weights, load_weights, read_checkpoint, write_checkpoint
 
 State = dict[str, Tensor]
 
@@ -36,24 +42,83 @@ def prefixed(prefix: str, weights: State) -> State:
 
 # --- what loads -------------------------------------------------------------------------------------------
 
-LAYOUTS: dict[str, Any] = {
-    "plain": state(),
-    "published": {"model": state(), "optimizer": {"lr": 0.1}, "epoch": 3},
-    "published with averages": {"model": state(2.0), "model_ema": state(), "epoch": 3},
-    "lightning": {
-        "state_dict": {**prefixed("model.", state()), **prefixed("tokenizer.model.", state(2.0))},
-        "current_model_state": prefixed("model.", state(3.0)),
-        "global_step": 7,
-    },
+OPTIONS = argparse.Namespace(lr=np.float64(0.1), output_dir=Path("out"), betas=(0.9, 0.95))
+LIGHTNING = {**prefixed("model.", state()), **prefixed("tokenizer.model.", state(2.0))}
+
+LAYOUTS: dict[str, tuple[Any, str]] = {
+    "plain": (state(), "state dict"),
+    "parameters": ({k: nn.Parameter(t) for k, t in state().items()}, "state dict"),
+    "published": ({"model": state(), "optimizer": {"lr": 0.1}, "epoch": 3}, "published .*as trained"),
+    "published with averages": (
+        {"model": state(2.0), "model_ema": state(), "args": OPTIONS, "rng": np.random.get_state()},
+        "published .*averaged",
+    ),
+    "latent diffusion": ({"state_dict": state(), "epoch": 3}, "state dict under state_dict"),
+    "lightning": ({"state_dict": LIGHTNING, "global_step": 7}, "checkpoint of disa-fit$"),
+    "lightning with averages": (
+        {"state_dict": LIGHTNING, "current_model_state": prefixed("model.", state(3.0))},
+        "checkpoint of disa-fit, averaged weights",
+    ),
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_weights_load_from_each_layout(layout: str, zipped: bool, tmp_path: Path) -> None:
+def test_weights_load_from_each_layout(name: str, zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(LAYOUTS[layout], path, _use_new_zipfile_serialization=zipped)
+    content, layout = LAYOUTS[name]
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert same(load_weights(path), state())
+    assert re.match(layout, read_checkpoint(path).layout)
+
+
+def save_shards(folder: Path, kind: str) -> None:
+    """A folder of Hugging Face: `bias` and `weight` in files of their own."""
+    suffix = {"model.safetensors": "safetensors", "pytorch_model.bin": "bin"}[kind]
+    places = {name: f"part-{i}.{suffix}" for i, name in enumerate(state())}
+    for name, file in places.items():
+        (save_file if suffix == "safetensors" else torch.save)({name: state()[name]}, folder / file)
+    (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_load_from_a_folder_of_hugging_face(kind: str, tmp_path: Path) -> None:
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    for folder in (whole, shards):
+        folder.mkdir()
+    (save_file if kind.endswith("s") else torch.save)(state(), whole / kind)
+    save_shards(shards, kind)
+    for path in (whole, shards, shards / f"{kind}.index.json"):
+        assert same(load_weights(path), state())
+
+
+@pytest.mark.parametrize("damage", ["no shard", "no key", "outside"])
+def test_a_folder_that_is_not_whole_says_what_it_lacks(damage: str, tmp_path: Path) -> None:
+    save_shards(tmp_path, "model.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    if damage == "no shard":
+        (tmp_path / "part-1.safetensors").unlink()
+    places = json.loads(index.read_text())["weight_map"]
+    places |= {"no key": {"gain": "part-0.safetensors"}, "outside": {"bias": "../bias.safetensors"}}.get(damage, {})
+    index.write_text(json.dumps({"weight_map": places}))
+    message = {"no shard": "names part-1.safetensors, which is not there", "no key": "lack gain", "outside": "damaged"}
+    with pytest.raises((ValueError, FileNotFoundError), match=message[damage]):
+        load_weights(tmp_path)
+
+
+def test_harmon_and_its_autoencoder_are_told_apart(tmp_path: Path) -> None:
+    embedding = torch.rand(3, 2)
+    model = {"mar.fake_latent": torch.ones(1), "llm.model.embed_tokens.weight": embedding}
+    save_file({**model, **prefixed("vae.", state())}, tmp_path / "harmon.safetensors")
+    found = read_checkpoint(tmp_path / "harmon.safetensors")
+    assert same(found.weights, {**model, "llm.lm_head.weight": embedding})  # which is tied
+    assert same(found.autoencoder, state())
+
+
+def test_an_autoencoder_is_read_without_its_discriminator(tmp_path: Path) -> None:
+    network = {"quant_conv.weight": torch.ones(1), "encoder.conv_in.weight": torch.ones(1)}
+    torch.save({"state_dict": {**network, "loss.logvar": torch.ones(1)}}, tmp_path / "vae.ckpt")
+    assert same(load_weights(tmp_path / "vae.ckpt"), network)
 
 
 def test_weights_load_from_safetensors(tmp_path: Path) -> None:
@@ -69,12 +134,54 @@ def test_applied_weights_are_those_of_the_file() -> None:
     assert same(model.state_dict(), other)
 
 
-# --- what does not ----------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------
+
+DESCRIBED = {"class_path": "disa_framework.models.MAR", "init_args": {"patch_size": 2}}
+
+
+def test_a_converted_file_holds_the_weights_and_says_of_which_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights = {"half": torch.rand(4, 2).half().T, "whole": torch.arange(3), "parameter": nn.Parameter(torch.rand(2))}
+    write_checkpoint(path, weights, DESCRIBED)
+    found = read_checkpoint(path)
+    assert same(found.weights, weights) and found.model == DESCRIBED and found.layout == "converted file"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_tied_weight_is_written_once(tmp_path: Path) -> None:
+    weights = {"llm.model.embed_tokens.weight": torch.rand(100, 100), "mar.fake_latent": torch.ones(1)}
+    weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
+    write_checkpoint(tmp_path / "harmon.safetensors", weights, DESCRIBED)
+    assert (tmp_path / "harmon.safetensors").stat().st_size < 45_000
+    assert same(load_weights(tmp_path / "harmon.safetensors"), weights)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(path, state(), DESCRIBED)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+            write_checkpoint(path, {"large": torch.zeros(10_000)}, DESCRIBED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert same(load_weights(path), state()) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_of_a_newer_format_says_so(tmp_path: Path) -> None:
+    described = {"disa_framework": json.dumps({"format": 99, **DESCRIBED})}
+    save_file(state(), tmp_path / "model.safetensors", described)
+    with pytest.raises(ValueError, match="format 99, from a newer version"):
+        load_weights(tmp_path / "model.safetensors")
+
+
+# --- what does not load ----------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.ckpt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}: train one"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}: train one with disa-fit, fetch one"):
             load_weights(path)
 
 
@@ -90,7 +197,7 @@ def save_safe(path: Path) -> None:
     save_file(state(), path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize(
     ("name", "save"), [("w.safetensors", save_safe), ("w.pth", save_pth), ("w.ckpt", save_legacy)]
 )
@@ -99,7 +206,7 @@ def test_a_truncated_file_is_called_damaged(
 ) -> None:
     path = tmp_path / name
     save(path)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    os.truncate(path, int(share * path.stat().st_size))
     with pytest.raises(ValueError, match=rf"{name} is damaged or not a checkpoint: \S"):
         load_weights(path)
 
@@ -127,7 +234,7 @@ class Bomb:
 def test_code_in_a_file_is_refused_and_never_run(zipped: bool, tmp_path: Path) -> None:
     path, crater = tmp_path / "bomb.ckpt", tmp_path / "crater"
     torch.save({**state(), "extra": Bomb(crater)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"bomb\.ckpt is damaged or not a checkpoint"):
+    with pytest.raises(ValueError, match=r"bomb\.ckpt asks for getattr, and nothing that a file names is run"):
         load_weights(path)
     assert not crater.exists()
     torch.load(path, weights_only=False)
@@ -156,20 +263,26 @@ def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -
         load_weights(path)
 
 
+def test_a_mask_of_minus_infinity_is_no_divergence(tmp_path: Path) -> None:
+    mask = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    save_file({"mask": mask}, tmp_path / "w.safetensors")
+    assert same(load_weights(tmp_path / "w.safetensors"), {"mask": mask})
+
+
 MISFITS: dict[str, tuple[State, str]] = {
     "another size": (
         {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
         r"has other shapes: weight \[2, 4\] for \[2, 3\]",
     ),
-    "too few": ({"weight": torch.zeros(2, 3)}, "it lacks bias"),
-    "too many": ({**state(), "gain": torch.zeros(1)}, "it has gain, which the model has not"),
+    "too few": ({"weight": torch.zeros(2, 3)}, r"it lacks bias \[2\]"),
+    "too many": ({**state(), "gain": torch.zeros(1)}, r"it has gain \[1\], which the model has not"),
     "all at once": (
         {"weight": torch.zeros(3), "gain": torch.zeros(1)},
-        r"it lacks bias; it has gain, which the model has not; it has other shapes: weight \[3\] for \[2, 3\]",
+        r"it lacks bias \[2\]; it has gain \[1\], which the model has not; it has other shapes: weight \[3\] for",
     ),
     "many of them": (
         {**state(), **{f"x{i}": torch.zeros(1) for i in range(9)}},
-        "has x0, x1, x2, x3 and 5 more, which",
+        r"has x0 \[1\], x1 \[1\], x2 \[1\], x3 \[1\] and 5 more, which",
     ),
 }
 

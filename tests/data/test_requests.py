@@ -1,9 +1,8 @@
-"""Batches of labels are the same whoever draws them and whatever is drawn already."""
+"""Requests are the same whoever draws them and whatever is drawn already."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +10,17 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from disa_framework.data import LabelsData
-from disa_framework.data.labels import LabelBatch
+from disa_framework.data import Request, RequestData, in_turn
+from disa_framework.models.base import Condition
+
+KINDS = pytest.mark.parametrize("condition", [torch.arange(5), list("abcde"), None], ids=["labels", "prompts", "none"])
 
 
 def batches(
-    num_images: int, batch_size: int, finished: Collection[int] = (), labels: Sequence[int] | None = (0, 1, 2),
-    ranks: int = 0,
-) -> list[LabelBatch]:  # fmt: skip
+    num_images: int, batch_size: int, finished: Collection[int] = (), condition: Condition | None = None, ranks: int = 0
+) -> list[Request]:
     """What is left to draw, on all ranks together."""
-    data = LabelsData(num_images, labels, batch_size, lambda: finished)
+    data = RequestData(num_images, condition, batch_size, lambda: finished)
     if ranks:
         trainer: Any = SimpleNamespace(world_size=ranks)
         data.trainer = trainer
@@ -28,21 +28,30 @@ def batches(
     return list(data.predict_dataloader())
 
 
-def places(drawn: list[LabelBatch]) -> list[list[int]]:
+def places(drawn: list[Request]) -> list[list[int]]:
     return [batch.indices.tolist() for batch in drawn]
 
 
-def test_labels_come_in_turn() -> None:
-    drawn = batches(7, 4, labels=[5, 3, 8])
-    labels = [label for batch in drawn if batch.labels is not None for label in batch.labels.tolist()]
-    assert labels == [5, 3, 8, 5, 3, 8, 5]
-    assert all(batch.labels is not None and batch.labels.dtype == torch.int64 for batch in drawn)
+def conditions(drawn: list[Request]) -> list[Any]:
+    return [c.tolist() if isinstance(c, torch.Tensor) else c for c in (batch.condition for batch in drawn)]
 
 
-def test_unconditional_images_have_no_labels() -> None:
-    drawn = batches(3, 2, labels=None)
-    assert places(drawn) == [[0, 1], [2]]
-    assert all(batch.labels is None for batch in drawn)
+def test_labels_and_prompts_come_in_turn() -> None:
+    assert in_turn([5, 3, 8], 7) == [5, 3, 8, 5, 3, 8, 5]
+    assert in_turn(["a", "b"], 1) == ["a"]
+
+
+def test_nothing_cannot_come_in_turn() -> None:
+    with pytest.raises(ValueError, match="at least one class or prompt"):
+        in_turn([], 3)
+
+
+@KINDS
+def test_a_request_has_the_condition_of_its_samples(condition: Condition | None) -> None:
+    drawn = batches(5, 2, [0, 1], condition)
+    assert places(drawn) == [[2, 3], [4]]
+    asked = [2, 3, 4] if isinstance(condition, torch.Tensor) else list("cde")
+    assert conditions(drawn) == ([None, None] if condition is None else [asked[:2], asked[2:]])
 
 
 def test_batches_are_consecutive_and_the_last_may_be_smaller() -> None:
@@ -67,7 +76,7 @@ def test_finished_batches_are_skipped_and_begun_ones_kept_whole(
 
 def test_what_is_finished_is_asked_when_the_run_begins() -> None:
     done: list[int] = []
-    data = LabelsData(4, [0], 2, lambda: done)
+    data = RequestData(4, None, 2, lambda: done)
     done += [0, 1]
     data.setup("predict")
     assert places(list(data.predict_dataloader())) == [[2, 3]]
@@ -92,31 +101,31 @@ class Echo(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[LabelBatch] = []
+        self.seen: list[Request] = []
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> torch.Tensor:
+    def predict_step(self, batch: Request, batch_idx: int) -> torch.Tensor:
         self.seen.append(batch)
         return batch.indices
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.parametrize("labels", [[0, 1], None], ids=["labels", "unconditional"])
-def test_the_predict_loop_gets_whole_batches(labels: Sequence[int] | None) -> None:
+@KINDS
+def test_the_predict_loop_gets_whole_requests(condition: Condition | None) -> None:
     echo = Echo()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", devices=1, **quiet)
-    trainer.predict(echo, datamodule=LabelsData(5, labels, 2, lambda: [0, 1]), return_predictions=False)
+    trainer.predict(echo, datamodule=RequestData(5, condition, 2, lambda: [0, 1]), return_predictions=False)
+    assert all(isinstance(batch, Request) for batch in echo.seen)
     assert places(echo.seen) == [[2, 3], [4]]
-    assert all(isinstance(batch, LabelBatch) for batch in echo.seen)
-    assert Counter(batch.labels is None for batch in echo.seen) == {labels is None: 2}
+    assert conditions(echo.seen) == conditions(batches(5, 2, [0, 1], condition))
 
 
 @pytest.mark.parametrize("options", [{"num_images": 0}, {"batch_size": 0}, {"num_images": -3}], ids=str)
 def test_sizes_below_1_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="num_images >= 1 and batch_size >= 1, got"):
-        LabelsData(**{"num_images": 4, "labels": None, **options})
+        RequestData(**{"num_images": 4, **options})
 
 
-def test_an_empty_list_of_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="labels is empty"):
-        LabelsData(4, [])
+def test_a_condition_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 images need as many labels or prompts, got 3"):
+        RequestData(4, torch.arange(3))

@@ -1,0 +1,81 @@
+"""Does the cost model know how long a budget takes that it was not fitted on?
+
+    python -m benchmarks.cost_model [--threads 1] [--rounds 3] [--repeats 3] [--device cpu]
+
+Fits it on MixtureAR (16 tokens, batches of 1,000) and on a MAR as configs/digits/mar.yaml has it, with random weights
+(16 tokens, batches of 64), and prints predicted and measured milliseconds of a batch, and the median relative error.
+Fits and checks take turns, and the table has medians over the rounds: a machine that others slow down for a while
+does so to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+
+import torch
+from torch import nn
+
+from disa_framework.models import MAR, MixtureAR
+from disa_framework.module import ARDiffusionModule
+from disa_framework.schedules import Constant, Cosine, Linear, PerStage, Power, StepSchedule, TwoStage
+from disa_framework.search import Prediction, held_out_error, measure_cost, median_error
+
+STAGES = 16
+HELD_OUT: tuple[StepSchedule, ...] = (
+    Constant(50), Constant(10), Linear(50, 5), Linear(5, 50), Cosine(25, 5), TwoStage(50, 5), Power(60, 2, 3.0),
+    PerStage([1, 40] * (STAGES // 2)),
+)  # fmt: skip
+
+
+def digits_mar() -> MAR:
+    """With weights that are nowhere zero, as after training."""
+    model = MAR(8, 1, 2, 10, 64, 2, 4, 64, 2, 4, 3, 128, buffer_size=4, attn_dropout=0.0, proj_dropout=0.0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, repeats: int) -> None:
+    """Prints the table of one model."""
+    labels = torch.zeros(batch_size, dtype=torch.long)
+    budgets = [schedule.budget(STAGES) for schedule in HELD_OUT]
+    seen: list[list[Prediction]] = []
+    for _ in range(rounds):
+        model = measure_cost(module, labels, batch_size, repeats=repeats)
+        seen.append(held_out_error(model, module, labels, budgets, repeats=repeats))
+        print(
+            f"{name}, batches of {batch_size}: {1e3 * batch_size * model.fixed:.2f} ms fixed, "
+            f"{1e3 * batch_size * sum(model.backbone) / STAGES:.2f} ms backbone a stage, "
+            f"{1e3 * batch_size * sum(model.head) / STAGES:.3f} ms head an evaluation, "
+            f"median error {median_error(seen[-1]):.1%}"
+        )
+    medians = [
+        Prediction(budget, *(median(p[field] for p in column) for field in (1, 2)))
+        for budget, column in zip(budgets, zip(*seen, strict=True), strict=True)
+    ]
+    for schedule, p in zip(HELD_OUT, medians, strict=True):
+        label = "PerStage([1, 40, …])" if isinstance(schedule, PerStage) else str(schedule)
+        print(
+            f"  {label:38} predicted {1e3 * batch_size * p.predicted:8.1f} ms  "
+            f"measured {1e3 * batch_size * p.measured:8.1f} ms  error {p.error:6.1%}"
+        )
+    print(f"  median error {median_error(medians):.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"{options.device}, {options.threads} thread(s), torch {torch.__version__}")
+    report("MixtureAR", ARDiffusionModule(MixtureAR()).to(options.device), 1000, options.rounds, options.repeats)
+    report("MAR, digits", ARDiffusionModule(digits_mar()).to(options.device), 64, options.rounds, options.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""`disa-search`: finds the best step schedule within a limit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import torch
+import yaml
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from optuna import Study
+from optuna.trial import FrozenTrial
+from tqdm import tqdm
+
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.predict import _hash, _labels, _load, _with_vae
+from disa_framework.data import in_turn, read_prompts
+from disa_framework.files import write_atomically
+from disa_framework.generation import check_request
+from disa_framework.models import ARDiffusionModel
+from disa_framework.models.base import Condition
+from disa_framework.module import ARDiffusionModule
+from disa_framework.schedules import StepSchedule, load_schedule
+from disa_framework.search.cost import CostModel, analytic_cost, measure_cost
+from disa_framework.search.meter import Meter
+from disa_framework.search.objective import RUNGS, Costs, Objective
+from disa_framework.search.quality import Quality
+from disa_framework.search.report import candidates, choose, compare, state, summary, table, write_page, write_trials
+from disa_framework.search.space import Setting, Space
+from disa_framework.search.study import busy, counted, fitted_ramps
+from disa_framework.search.study import search as run_study
+
+_SEARCH = """Finds the step schedule that draws the best images within a limit, by an Optuna study.
+
+examples:
+  disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
+  disa-search --config digits/search --ckpt_path last.ckpt --speedup 2.5 --trials 100
+  disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage sqlite:///study.db
+  disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
+  disa-search --config mixture/search --evaluations 440 --space.guidance '[1, 3]'
+
+--schedule is the baseline that --speedup refers to. The output folder then holds best_schedule.yaml, to draw with
+(disa-predict --schedule best_schedule.yaml), best_config.yaml with all that was chosen (disa-predict --config ...
+--config best_config.yaml), report.html and trials.csv. A study that was stopped goes on where it was when it is
+started again; start the command twice, and two workers share it. optuna-dashboard shows what is in the storage.
+"""
+_DECIDES_TRIALS = (
+    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels", "metric", "space", "rungs",
+    "batch_size", "method", "latency", "speedup", "evaluations", "unit",
+)  # fmt: skip
+_DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "batch_size", "trainer")
+_FRONT = 4  # limits between the cheapest schedule and the baseline, at which a Pareto study begins
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the methods work on.
+
+    Attributes:
+        config: all options.
+        meter: draws and measures.
+        costs: of settings, in the unit of the limit.
+        limit: on costs, if there is one.
+        space: what is chosen.
+        settings: those options that decide what is found.
+        folder: for the results.
+    """
+
+    config: Namespace
+    meter: Meter
+    costs: Costs
+    limit: float | None
+    space: Space
+    settings: dict[str, Any]
+    folder: Path
+
+
+def search(args: Sequence[str] | None = None) -> Path:
+    """Finds a schedule, and returns the folder of the results; see `disa-search --help`."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    parser = _make_parser()
+    config = _with_vae(parser, parse(parser, args))
+    unit = _unit(config)
+    init = instantiate(parser, config)
+    module, folder = make_module(init), Path(config.output)
+    condition = _condition(config, module)
+    module.evaluations()
+    _load(module.model, config.ckpt_path)
+    meter = Meter(module, init.metric, condition, config.batch_size, init.trainer)
+    with meter.lead() as leads:
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = _settings(parser, config, module.model)
+            costs = Costs(module, analytic_cost if unit == "evaluations" else _stopwatch(meter, folder, settings))
+            limit = _limit(config, costs, module)
+            _METHODS[config.method](Task(config, meter, costs, limit, init.space, settings, folder))
+    return folder
+
+
+def command() -> None:
+    """The program `disa-search`."""
+    run("disa-search", search)
+
+
+def _study(task: Task) -> None:
+    """The best schedule within a limit."""
+    if task.limit is None:
+        raise ValueError("give a limit: --latency, --speedup or --evaluations")
+    objective = Objective(task.meter, task.costs, task.space, task.limit, task.config.rungs)
+    starts = _given_starts(task) | fitted_ramps(task.costs, objective.base, task.limit)
+    study = _run_study(task, objective, starts)
+    if others := busy(study):
+        return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
+    best = choose(study, objective)
+    _write_best(task, objective.setting(best))
+    rows = compare(study, objective, candidates(study, objective, best), task.config.seeds)
+    budgets = {row.name: row.setting.budget for row in rows}
+    title = f"Step schedules within {task.limit:.4g} {objective.unit} per image"
+    write_page(task.folder / "report.html", study, objective, rows, budgets, title)
+    print(*_aligned(table(rows, objective.unit)), sep="\n")
+    print(f"{summary(study)}; winner: {task.folder / 'best_schedule.yaml'}, more: {task.folder / 'report.html'}")
+
+
+def _pareto(task: Task) -> None:
+    """The best schedule for every cost."""
+    objective = Objective(task.meter, task.costs, task.space, task.limit, task.config.rungs, pareto=True)
+    starts = _given_starts(task)
+    highest = task.limit or task.costs(objective.base)
+    lowest = min(map(task.costs, task.space.cheapest(objective.base)))
+    for i in range(_FRONT):
+        limit = lowest * (highest / lowest) ** ((i + 1) / _FRONT)
+        ramps = fitted_ramps(task.costs, objective.base, limit, falls=(10.0,))
+        starts |= {f"{name} at {limit:.3g}": schedule for name, schedule in ramps.items()}
+    study = _run_study(task, objective, starts)
+    if others := busy(study):
+        return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
+    front = sorted(study.best_trials, key=lambda trial: trial.values[1])
+    if not front:
+        choose(study, objective)  # says why
+    budgets = {}
+    for place, trial in enumerate(front):
+        setting, (distance, cost) = objective.setting(trial), trial.values
+        path = task.folder / f"front/{place:02}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        setting.schedule.save(path)
+        budgets[f"{cost:.4g}"] = setting.budget
+        print(f"{path}: distance {distance:.4g} at {cost:.4g} {objective.unit} per image")
+    write_page(task.folder / "report.html", study, objective, [], budgets, "Pareto front of step schedules")
+    print(f"{summary(study)}; more: {task.folder / 'report.html'}")
+
+
+_METHODS: dict[str, Callable[[Task], None]] = {"study": _study, "pareto": _pareto}
+
+
+def _make_parser() -> ArgumentParser:
+    parser = make_parser("disa-search", _SEARCH)
+    add = parser.add_argument
+    add("--method", choices=list(_METHODS), default="study", help="One schedule for a limit, or one for every cost.")
+    add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
+    add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
+    add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
+    add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
+    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
+    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
+    add("--trials", type=PositiveInt, default=40, help="Trials in all, of all workers and all runs.")
+    add("--rungs", type=list[int], default=list(RUNGS), help="Numbers of images after which poor trials are stopped.")
+    add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
+    add("--seeds", type=PositiveInt, default=3, help="Seeds of the final comparison, none of which the study used.")
+    add("--starts", type=list[str], default=[], help="Files of schedules to begin with, besides the hand-made ramps.")
+    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
+    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
+    add("--storage", type=str | None, help="Journal file or database URL (default: study.log in the output folder).")
+    add("--study_name", type=str, default="disa", help="Name of the study within the storage.")
+    add("--output", type=str, default="outputs/search", help="Folder for the results.")
+    parser.add_subclass_arguments(Quality, "metric", required=True, help="What is made small.")
+    parser.add_class_arguments(Space, "space", sub_configs=True)
+    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
+    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
+        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    return parser
+
+
+def _unit(config: Namespace) -> str:
+    """In which costs are."""
+    limits = [name for name in ("latency", "speedup", "evaluations") if config[name] is not None]
+    if len(limits) > 1:
+        raise ValueError(f"give one limit, not {' and '.join(f'--{name}' for name in limits)}")
+    if wrong := [name for name in limits if not config[name] > 0]:
+        raise ValueError(f"--{wrong[0]} must be above 0, got {config[wrong[0]]}")
+    return {"latency": "seconds", "evaluations": "evaluations"}.get("".join(limits), config.unit)
+
+
+def _limit(config: Namespace, costs: Costs, module: ARDiffusionModule) -> float | None:
+    """Greatest cost of an image."""
+    if config.speedup is not None:
+        return costs(Setting.of(module)) / config.speedup
+    return config.latency if config.latency is not None else config.evaluations
+
+
+def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
+    """What every image of a whole trial is asked to be."""
+    count = max(config.rungs, default=0)
+    condition: Condition
+    if config.prompts:
+        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], count)
+    else:
+        condition = torch.tensor(in_turn(_labels(module.model, config.labels), count))
+    check_request(module.model, module.num_stages, condition)
+    return condition
+
+
+def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable[[ARDiffusionModule], CostModel]:
+    """Makes cost models by timing, and keeps them in files."""
+    decides = json.dumps([settings[name] for name in _DECIDES_COST])
+
+    def measure(module: ARDiffusionModule) -> CostModel:
+        details = f"{decides} {module.num_stages} {module.guidance.active}"
+        path = folder / f"cost-{hashlib.sha256(details.encode()).hexdigest()[:8]}.json"
+        if not path.exists():
+            asked = None if meter.condition is None else meter.condition[: meter.batch_size]
+            with meter.on_device():
+                measure_cost(module, asked, meter.batch_size).save(path)
+        return CostModel.load(path, module)
+
+    return measure
+
+
+def _given_starts(task: Task) -> dict[str, StepSchedule]:
+    return {f"{Path(path).stem} (given)": load_schedule(path) for path in task.config.starts}
+
+
+def _run_study(task: Task, objective: Objective, starts: dict[str, StepSchedule]) -> Study:
+    config = task.config
+    storage = config.storage or str(task.folder / "study.log")
+    settings = {name: task.settings[name] for name in (*_DECIDES_TRIALS, "weights", "prompts")}
+    with tqdm(total=config.trials, unit="trial") as bar:
+
+        def show(study: Study, trial: FrozenTrial) -> None:
+            bar.n = len(counted(study))
+            bar.write(_line(study, trial))
+            write_trials(task.folder / "trials.csv", study)
+
+        study = run_study(
+            objective,
+            config.trials,
+            starts=starts,
+            storage=storage,
+            name=config.study_name,
+            settings=settings,
+            seed=config.seed,
+            callbacks=[show],
+        )
+    write_trials(task.folder / "trials.csv", study)
+    return study
+
+
+def _line(study: Study, trial: FrozenTrial) -> str:
+    """What became of a trial."""
+    attrs = trial.user_attrs
+    found = f"distance {trial.values[0]:.4g}" if trial.values else attrs.get("error", "")
+    cost = f"cost {attrs['cost']:.4g}" if "cost" in attrs else ""
+    return "  ".join(filter(None, [f"{trial.number:4}", f"{state(trial):14}", cost, found, attrs.get("start", "")]))
+
+
+def _write_best(task: Task, setting: Setting) -> None:
+    """The schedule, and a configuration with all that was chosen."""
+    schedule, space = task.folder / "best_schedule.yaml", task.settings["space"]
+    setting.schedule.save(schedule)
+    chosen: dict[str, Any] = {"schedule": yaml.safe_load(schedule.read_text())}
+    if task.space.num_stages:
+        chosen["num_stages"] = setting.num_stages
+    if task.space.guidance:
+        chosen["guidance"] = {"scale": setting.guidance.scale}
+    if task.space.solvers:
+        chosen["solver"] = space["solvers"][list(task.space.solvers).index(setting.solver)]
+    write_atomically(task.folder / "best_config.yaml", yaml.safe_dump(chosen, sort_keys=False).encode())
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
+    """All options, with weights and prompts by what they are, wherever they come from."""
+    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
+    prompts = read_prompts(config.prompts) if config.prompts else []
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    return {**whole, "weights": _hash(model.state_dict()), "prompts": digest}

@@ -1,0 +1,176 @@
+"""CausalAR: tokens in raster order, one a stage, from a causal transformer with MAR's diffusion head.
+
+Not a published system: the example of a model of one's own, explained in docs/adding-a-model.md.
+
+Letters: `B` batch, `N` tokens and stages, `D` token channels, `L` tokens at hand, `w` width, `R` repeats of the
+diffusion loss, `G` guidance branches (1 or 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from disa_framework.guidance import Guidance
+from disa_framework.models.attention import KVCache, Past
+from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.diffusion_head import DiffusionLoss
+from disa_framework.models.layers import Block, patchify, unpatchify
+from disa_framework.noise import NoiseSource
+from disa_framework.solvers.process import Cosine
+
+
+@dataclass(frozen=True)
+class CausalState:
+    """A run between two stages.
+
+    Attributes:
+        labels: `[G B]`, conditional rows first.
+        caches: keys and values of each block. Stage `k` writes place `k` and reads those before it.
+        guidance: of the run.
+        drawn: `[B, 1, D]` of each stage so far.
+    """
+
+    labels: Tensor
+    caches: list[KVCache]
+    guidance: Guidance
+    drawn: tuple[Tensor, ...] = ()
+
+
+class CausalAR(ARDiffusionModel):
+    """Class-conditional generator that draws an image token by token, row after row.
+
+    Args:
+        latent_size: side of the square latents, in latent pixels.
+        latent_channels: `C`.
+        patch_size: side of a token, in latent pixels.
+        num_classes: labels are 0 … num_classes - 1.
+        width, depth, heads: the transformer.
+        head_depth, head_width: the diffusion head.
+        dropout: of attention and MLPs, in training.
+        label_dropout: share of training samples without a class, for guidance.
+        diffusion_batch_mul: `R`, how many times and noises a token is trained at.
+        position_std: standard deviation of the initial position table.
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 16,
+        latent_channels: int = 16,
+        patch_size: int = 1,
+        num_classes: int = 1000,
+        width: int = 768,
+        depth: int = 24,
+        heads: int = 12,
+        head_depth: int = 6,
+        head_width: int = 1024,
+        dropout: float = 0.1,
+        label_dropout: float = 0.1,
+        diffusion_batch_mul: int = 4,
+        position_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if latent_size % patch_size:
+            raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
+        self.process = Cosine(learns_variance=True)
+        self.latent_shape = (latent_channels, latent_size, latent_size)
+        self.num_classes = num_classes
+        self.min_stages = self.max_stages = (latent_size // patch_size) ** 2
+        self.token_channels, self.patch_size = latent_channels * patch_size**2, patch_size
+        self.heads, self.label_dropout, self.diffusion_batch_mul = heads, label_dropout, diffusion_batch_mul
+
+        self.class_emb = nn.Embedding(num_classes + 1, width)  # the last one is no class
+        self.token_embed = nn.Linear(self.token_channels, width)
+        self.positions = nn.Parameter(torch.randn(1, self.max_stages, width) * position_std)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, attn_dropout=dropout, proj_dropout=dropout, causal=True) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.diffloss = DiffusionLoss(self.token_channels, width, head_depth, head_width, self.process)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Xavier linears and normal embeddings, and the head as DiT's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.class_emb.weight, std=0.02)
+        self.diffloss.net.initialize()
+
+    @property
+    def head(self) -> nn.Module:
+        return self.diffloss
+
+    def backbone(self, x: Tensor, start: int = 0, caches: Sequence[KVCache] = ()) -> Tensor:
+        """Conditioning `z [B, L, w]` of the tokens from `start` on.
+
+        Args:
+            x: `[B, L, w]`, what stands before each of these tokens: the class for the first, else a token.
+            start: place of the first of them.
+            caches: of each block, which hold what is before `start`; none are needed for whole sequences.
+        """
+        past: Sequence[Past | None] = [Past(cache, start) for cache in caches] or [None] * len(self.blocks)
+        x = x + self.positions[:, start : start + x.shape[1]]
+        for block, seen in zip(self.blocks, past, strict=True):
+            x = block(x, seen)
+        return self.norm(x)
+
+    # --- sampling ---------------------------------------------------------------------------------------
+
+    def begin(
+        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+    ) -> CausalState:
+        null = torch.full((batch_size,), self.num_classes, device=self.device)
+        labels = null if condition is None else condition
+        if guidance.active:
+            labels = torch.cat((labels, null))
+        _, N, w = self.positions.shape
+        cache = partial(KVCache, len(labels), self.heads, N, w // self.heads, self.positions)
+        return CausalState(labels, [cache() for _ in self.blocks], guidance)
+
+    def propose(self, state: CausalState, stage: int) -> Proposal:
+        if stage == 0:
+            x = self.class_emb(state.labels)[:, None]
+        else:
+            x = self.token_embed(state.drawn[stage - 1]).repeat(2 if state.guidance.active else 1, 1, 1)
+        z = self.backbone(x, stage, state.caches)
+        scale = state.guidance.at((stage + 1) / self.max_stages)
+        return Proposal((1, self.token_channels), self.diffloss.denoiser(z, scale, state.guidance))
+
+    def accept(self, state: CausalState, proposal: Proposal, tokens: Tensor) -> CausalState:
+        return replace(state, drawn=(*state.drawn, tokens))
+
+    def finish(self, state: CausalState) -> Tensor:
+        return unpatchify(torch.cat(state.drawn, dim=1), self.patch_size, *self.latent_shape[1:])
+
+    # --- training ---------------------------------------------------------------------------------------
+
+    def loss(self, latents: Tensor, condition: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        tokens = patchify(latents, self.patch_size)
+        (B, N, D), R, device = tokens.shape, self.diffusion_batch_mul, tokens.device
+        # On the CPU, so that a seed gives the same numbers on every device.
+        dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
+        timesteps = torch.randint(len(self.diffloss.tables), (R, B, N), generator=generator)
+        noise = torch.randn(R, B, N, D, generator=generator)
+
+        z = self.condition_all(tokens, condition, dropped.to(device)).expand(R, -1, -1, -1)
+        clean = tokens.expand(R, -1, -1, -1)
+        squared, bound = self.diffloss(clean, z, timesteps.to(device), noise.to(device))
+        return (squared + bound).mean()
+
+    def condition_all(self, tokens: Tensor, condition: Tensor | None, dropped: Tensor) -> Tensor:
+        """`z [B, N, w]` of all tokens `[B, N, D]`, each given the true earlier ones.
+
+        Args:
+            condition: class labels `[B]`; `None` for no class.
+            dropped: `[B]` bool, samples that lose theirs.
+        """
+        null = torch.full_like(dropped, self.num_classes, dtype=torch.int64)
+        labels = null if condition is None else torch.where(dropped, null, condition)
+        seen = torch.cat((self.class_emb(labels)[:, None], self.token_embed(tokens[:, :-1])), dim=1)
+        return self.backbone(seen)

@@ -1,0 +1,38 @@
+"""FlowAR and xAR of a few thousand weights, none of them zero."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from disa_framework.models import XAR, FlowAR
+
+M = TypeVar("M", bound=nn.Module)
+
+FLOWAR: dict[str, Any] = {
+    "latent_size": 4, "latent_channels": 2, "num_classes": 3, "scales": (1, 2, 4), "width": 16, "encoder_depth": 1,
+    "encoder_heads": 2, "decoder_depth": 2, "decoder_heads": 4, "head_depth": 2, "head_width": 64,
+}  # fmt: skip
+XAR_OPTIONS: dict[str, Any] = {
+    "latent_size": 4, "latent_channels": 2, "num_classes": 3, "cells_per_side": 2, "width": 16, "encoder_depth": 1,
+    "encoder_heads": 2, "decoder_depth": 2, "decoder_heads": 4,
+}  # fmt: skip
+
+
+def tiny_flowar(std: float = 0.1, **options: Any) -> FlowAR:
+    """In eval mode, with normal weights of this deviation."""
+    return _filled(FlowAR(**{**FLOWAR, **options}), std)
+
+
+def tiny_xar(std: float = 0.1, **options: Any) -> XAR:
+    """In eval mode, with normal weights of this deviation."""
+    return _filled(XAR(**{**XAR_OPTIONS, **options}), std)
+
+
+def _filled(model: M, std: float) -> M:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return model.eval()
