@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,27 +93,58 @@ def generate(
     for observer in observers:
         observer.begin(model, stages, count)
     budget = schedule.budget(stages)
-    history: list[StageRecord] = []
-    with _evaluating(model):
+    with evaluating(model):
         state = model.begin(asked, stages, guidance or Guidance(), source, count)
-        for stage in range(stages):
-            proposal = model.propose(state, stage)
-            steps = schedule.steps(stage, budget, history)
-            for observer in observers:
-                observer.proposed(stage, proposal, steps)
-            normal = partial(source.normal, stage, proposal.shape)
-            tokens = solver.sample(proposal.denoise, model.process, steps, normal, model.dtype)
-            state = model.accept(state, proposal, tokens)
-            record = StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0])
-            history.append(record)
-            for observer in observers:
-                observer.accepted(record, tokens)
+        state = advance(
+            model, state, range(stages), lambda stage, history: schedule.steps(stage, budget, history), solver, source,
+            observers,
+        )  # fmt: skip
         return model.finish(state)
 
 
+def advance(
+    model: ARDiffusionModel,
+    state: Any,
+    stages: range,
+    steps_of: Callable[[int, Sequence[StageRecord]], int],
+    solver: Solver,
+    source: NoiseSource,
+    observers: Sequence[Observer] = (),
+) -> Any:
+    """The state after `stages`, from the state before them.
+
+    Args:
+        model: as in `generate`, in evaluation mode.
+        state: as the model's `begin` or `accept` gave it.
+        stages: which to draw, one after the other.
+        steps_of: diffusion steps of a stage, given what the ones before it in this call left behind.
+        solver, source, observers: as in `generate`.
+    """
+    history: list[StageRecord] = []
+    for stage in stages:
+        proposal = model.propose(state, stage)
+        steps = steps_of(stage, history)
+        for observer in observers:
+            observer.proposed(stage, proposal, steps)
+        tokens = sample_stage(model, proposal, stage, steps, solver, source)
+        state = model.accept(state, proposal, tokens)
+        history.append(StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0]))
+        for observer in observers:
+            observer.accepted(history[-1], tokens)
+    return state
+
+
+def sample_stage(
+    model: ARDiffusionModel, proposal: Proposal, stage: int, steps: int, solver: Solver, source: NoiseSource
+) -> Tensor:
+    """Tokens `[B, n, D]` of one stage."""
+    normal = partial(source.normal, stage, proposal.shape)
+    return solver.sample(proposal.denoise, model.process, steps, normal, model.dtype)
+
+
 @contextmanager
-def _evaluating(model: ARDiffusionModel) -> Iterator[None]:
-    """Without dropout, whatever mode the model is in."""
+def evaluating(model: ARDiffusionModel) -> Iterator[None]:
+    """Without dropout, whatever mode the model is in before and after."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

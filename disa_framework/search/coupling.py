@@ -1,0 +1,69 @@
+"""Noise that runs of different step counts share, so that their difference shows the steps and not the luck.
+
+A stochastic solver sees one Brownian path at its own times. Of the path of a run with many steps, a run with few takes
+the increments between its times: sums of normals, weighted by how much the signal-to-noise ratio grows during each,
+which is how much of each is left in the token at the end. A weighted sum of normals is again a normal, so each run by
+itself draws what it would draw anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from disa_framework.noise import NoiseSource
+from disa_framework.solvers import Process, Solver
+
+
+class SharedPath:
+    """The path of a run with `fine_steps` steps, at every stage.
+
+    Args:
+        source: of the fine run's noise.
+        solver, process: of all runs that are compared.
+        fine_steps: at least twice as many as any of the others has.
+    """
+
+    def __init__(self, source: NoiseSource, solver: Solver, process: Process, fine_steps: int) -> None:
+        self.source, self.solver, self.process = source, solver, process
+        self.table = solver.table(process, fine_steps)
+        nodes = self.table.nodes
+        ratios = [(alpha / sigma) ** 2 for alpha, sigma in zip(nodes.alphas, nodes.sigmas, strict=True)]
+        self.weights = torch.tensor([b - a for a, b in pairwise(ratios)], dtype=torch.float64).sqrt()
+
+    def of(self, steps: int) -> NoiseSource:
+        """Noise of a run with `steps` steps.
+
+        Raises:
+            ValueError: if the fine run is not fine enough.
+        """
+        return _Coarse(self, self._places(steps))
+
+    def _places(self, steps: int) -> list[int]:
+        """The fine run's rows at the times of a coarse one's."""
+        fine = torch.tensor(self.table.nodes.times, dtype=torch.float64)
+        times = self.solver.table(self.process, steps).nodes.times
+        places = [int((fine - time).abs().argmin()) for time in times]
+        if any(b <= a for a, b in pairwise(places)):
+            raise ValueError(f"a run of {len(fine)} steps has no room for {steps}: give it at least {2 * steps}")
+        return places
+
+
+class _Coarse:
+    def __init__(self, path: SharedPath, places: list[int]) -> None:
+        self.path, self.places = path, places
+
+    def permutation(self, length: int) -> Tensor:
+        return self.path.source.permutation(length)
+
+    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As the protocol says: the fine run's initial noise, then one increment of its path a row."""
+        fine = self.path.source.normal(stage, shape, self.path.table.draws, dtype)
+        noise = [fine[0]]
+        for a, b in list(pairwise(self.places))[: draws - 1]:
+            weights = self.path.weights[a:b].to(fine)
+            noise.append(torch.tensordot(weights / weights.norm(), fine[1 + a : 1 + b], dims=1))
+        return torch.stack(noise)
