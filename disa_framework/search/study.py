@@ -7,6 +7,7 @@ that there are: a study that was killed does not repeat itself.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -70,7 +71,7 @@ def search(
         ValueError: if no schedule meets the limit, or the study has other settings.
     """
     objective.check()
-    study = _open(objective, storage, name, dict(settings or {}), starts or {})
+    study = _open(objective, storage, name, json.loads(json.dumps(settings or {})), starts or {})
 
     def take_turn(trial: Trial) -> float | tuple[float, float]:
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN})

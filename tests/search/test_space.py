@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+
+from disa_framework.guidance import Guidance
+from disa_framework.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Logistic,
+    PerStage,
+    PiecewiseLinear,
+    Power,
+    StepSchedule,
+    TwoStage,
+)
+from disa_framework.search.space import Knots, Parametric, ScheduleSpace, Setting, Space, Stages
+from disa_framework.solvers import DDIM, DDPM
+from tests.search.small import mixture_module
+
+K = 12
+EXPONENT, SIGMOID = {"exponent": (0.25, 8.0)}, {"midpoint": (0.1, 0.9), "steepness": (1.0, 30.0)}
+SPACES: dict[str, tuple[ScheduleSpace, StepSchedule]] = {
+    "linear": (Parametric(Linear), Linear(50, 5)),
+    "cosine": (Parametric(Cosine, early=(2, 60)), Cosine(50, 5)),
+    "two-stage": (Parametric(TwoStage), TwoStage(5, 50)),
+    "power": (Parametric(Power, shape=EXPONENT), Power(50, 5, 3.21)),
+    "logistic": (Parametric(Logistic, late=(1, 9), shape=SIGMOID), Logistic(50, 5, 0.37, 12.5)),
+    "knots": (Knots(4), PiecewiseLinear([(0, 50), (1 / 3, 20), (2 / 3, 22), (1, 3)])),
+    "every stage": (Stages(K, 2, 60), PerStage([9, 2, 60, 4, 5, 6, 7, 8, 3, 2, 2, 11])),
+    "groups": (Stages(4), PerStage([9, 9, 9, 30, 30, 30, 4, 4, 4, 1, 1, 1])),
+    "falling groups": (Stages(4, monotone=True), PerStage([30, 30, 30, 9, 9, 9, 4, 4, 4, 4, 4, 4])),
+}
+
+
+@pytest.fixture(params=SPACES)
+def case(request: pytest.FixtureRequest) -> tuple[ScheduleSpace, StepSchedule]:
+    return SPACES[request.param]
+
+
+def random_members(space: ScheduleSpace, count: int) -> list[StepSchedule]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.suggest(study.ask(), K) for _ in range(count)]
+
+
+def test_a_member_is_found_again_by_its_parameters(case: tuple[ScheduleSpace, StepSchedule]) -> None:
+    space, schedule = case
+    found = space.suggest(FixedTrial(space.encode(schedule, K)), K)
+    assert found.budget(K) == schedule.budget(K)
+
+
+def test_whatever_is_suggested_is_a_member_and_none_is_cheaper_than_the_cheapest(
+    case: tuple[ScheduleSpace, StepSchedule],
+) -> None:
+    space, _ = case
+    cheapest = sum(space.cheapest(K).budget(K))
+    for member in random_members(space, 20):
+        assert min(member.budget(K)) >= space.least and sum(member.budget(K)) >= cheapest
+        encoded = space.encode(member, K)
+        assert space.build(encoded, K).budget(K) == member.budget(K)
+        assert all(bounds.low <= encoded[name] <= bounds.high for name, bounds in space.ranges.items())
+
+
+@pytest.mark.parametrize("schedule", [Linear(50, 5), Cosine(40, 4), Constant(20), PerStage(range(1, K + 1))])
+def test_any_schedule_has_a_nearest_member(schedule: StepSchedule, case: tuple[ScheduleSpace, StepSchedule]) -> None:
+    space, _ = case
+    encoded = space.encode(schedule, K)
+    assert encoded.keys() == space.ranges.keys()
+    assert len(space.suggest(FixedTrial(encoded), K).budget(K)) == K
+
+
+def test_the_nearest_member_is_near() -> None:
+    power = Parametric(Power, shape=EXPONENT)
+    near = power.build(power.encode(Linear(50, 5), K), K).budget(K)
+    assert max(abs(a - b) for a, b in zip(near, Linear(50, 5).budget(K), strict=True)) <= 3
+    groups = Stages(4)
+    assert groups.encode(PerStage([1, 2, 6, 4, 4, 4, 9, 9, 9, 7, 8, 9]), K) == {
+        "steps_0": 3, "steps_1": 4, "steps_2": 9, "steps_3": 8,
+    }  # fmt: skip
+
+
+def test_falling_groups_never_rise() -> None:
+    for member in random_members(Stages(5, monotone=True), 20):
+        budget = member.budget(K)
+        assert list(budget) == sorted(budget, reverse=True)
+
+
+def test_groups_fit_any_number_of_stages() -> None:
+    for stages in range(1, 20):
+        budget = Stages(7).suggest(FixedTrial({f"steps_{g}": 10 - g for g in range(7)}), stages).budget(stages)
+        assert budget[0] == 10 and list(budget) == sorted(budget, reverse=True)
+        assert Stages(7).encode(PerStage(budget), stages)["steps_0"] == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stages(4, low=0), "whole numbers from 1, the lower one first, got 0 and 100"),
+        (lambda: Stages(4, low=9, high=8), "got 9 and 8"),
+        (lambda: Stages(0), "at least 1 group, got 0"),
+        (lambda: Knots(1), "at least 2 knots, got 1"),
+        (lambda: Parametric(Linear, shape=EXPONENT), "Linear has no argument exponent"),
+        (lambda: Parametric(Constant), "Constant has no argument early or late"),
+        (lambda: Parametric(Power, shape={"exponent": (2.0, 1.0)}), "numbers, the lower one first, got 2 and 1"),
+    ],
+)
+def test_what_is_no_space_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_solver_guidance_and_stages_are_chosen_on_request() -> None:
+    base = Setting.of(mixture_module())
+    solvers = (DDPM(), DDIM(), DDPM(temperature=0.9))
+    space = Space(Stages(2), guidance=(1.0, 3.0), solvers=solvers, num_stages=(2, 4))
+    wanted = replace(base, solver=solvers[2], guidance=Guidance(2.5), num_stages=2, schedule=PerStage([7, 3]))
+    chosen = space.suggest(FixedTrial(space.encode(wanted)), base)
+    assert chosen.budget == (7, 3)
+    assert (chosen.solver, chosen.guidance, chosen.num_stages) == (solvers[2], Guidance(2.5), 2)
+    alone = Space(Stages(2)).suggest(FixedTrial({"steps_0": 7, "steps_1": 3}), base)
+    assert (alone.solver, alone.guidance, alone.num_stages) == (base.solver, base.guidance, base.num_stages)
+
+
+def test_a_setting_is_applied_for_a_while() -> None:
+    module = mixture_module()
+    before = Setting.of(module)
+    other = Setting(Linear(9, 3), DDIM(), Guidance(2.0), 2)
+    with pytest.raises(KeyError), other.applied(module):
+        assert Setting.of(module) == other and module.evaluations() == 12
+        raise KeyError
+    assert Setting.of(module) == before
+
+
+def test_settings_have_one_key_if_they_draw_the_same() -> None:
+    base = Setting(Linear(4, 1), DDPM(), Guidance(), 4)
+    assert base.key == replace(base, schedule=PerStage([4, 3, 2, 1])).key
+    others = [Constant(3), PerStage([4, 3, 1, 2])]
+    keys = {replace(base, schedule=schedule).key for schedule in others}
+    keys |= {replace(base, solver=DDIM()).key, replace(base, guidance=Guidance(2.0)).key}
+    assert len(keys | {base.key}) == 5

@@ -1,0 +1,109 @@
+"""What holds for every family: all solvers that fit its head, two processes, a run that goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from disa_framework import Guidance, generate
+from disa_framework.cli.common import find_config
+from disa_framework.cli.fit import fit
+from disa_framework.cli.predict import predict
+from disa_framework.data.digits import CAPTIONS
+from disa_framework.models import ARDiffusionModel, MixtureAR
+from disa_framework.models.published import build
+from disa_framework.schedules import Linear
+from disa_framework.solvers import (
+    DDIM,
+    DDPM,
+    Cosine,
+    DPMSolver,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Halves,
+    Heun,
+    Solver,
+    Spaced,
+    Uniform,
+    UniformTime,
+)
+
+FAMILIES = ("mar", "flowar", "xar", "causal", "harmon")
+DIFFUSION = [
+    DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),
+    DPMSolver(3), DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3), DPMSolver(1, UniformTime()),
+]  # fmt: skip
+FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), EulerMaruyama(Uniform())]
+
+
+def tiny_digits(name: str) -> ARDiffusionModel:
+    """The model of a configuration on digits, narrowed, with weights that are nowhere zero."""
+    described = yaml.safe_load(Path(find_config(f"digits/{name}")).read_text())["model"]
+    small = {"head_width": 64, "head_depth": 1, "width": 16, "depth": 1}
+    options = {
+        option: next((small[part] for part in small if option.endswith(part)), value)
+        for option, value in described["init_args"].items()
+    }
+    model = build(described["class_path"], options)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    assert isinstance(model, ARDiffusionModel)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:no integer stride")
+@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal"])
+def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
+    model = tiny_digits(name)
+    solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, Cosine) else [*FLOW]
+    for solver in solvers:
+        drawn = [
+            generate(model, torch.tensor([3, 7]), schedule=Linear(6, 2), solver=solver, guidance=guidance)
+            for guidance in (None, Guidance(2.0), Guidance(2.0, interval=(0.2, 0.8)))
+        ]
+        assert all(latents.isfinite().all() for latents in drawn), solver
+        assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[1], drawn[2]), solver
+
+
+def test_a_solver_that_does_not_fit_says_which_do() -> None:
+    flow = tiny_digits("xar")
+    with pytest.raises(ValueError, match="use Euler, Heun or EulerMaruyama"):
+        generate(flow, torch.tensor([3]), schedule=Linear(6, 2), solver=DDPM())
+    with pytest.raises(ValueError, match="use DDPM, DDIM or DPMSolverPP"):
+        generate(MixtureAR(), batch_size=1, schedule=Linear(6, 2), solver=Euler())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_processes_and_a_run_that_goes_on_draw_the_same_files(name: str, tmp_path: Path) -> None:
+    quiet = ["--config", f"digits/{name}", "--trainer.enable_progress_bar", "false"]
+    few = ["--trainer.max_steps", "2", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    fit([*quiet, *few, "--data.batch_size", "8", "--trainer.default_root_dir", str(tmp_path)])
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--images_per_prompt", "2"] if name == "harmon" else []
+    drawing = [*quiet, "--ckpt_path", str(tmp_path / "last.ckpt"), "--batch_size", "2", "--schedule", "Constant",
+               "--schedule.steps", "2", *(asked or ["--num_images", "6"])]  # fmt: skip
+
+    one = predict([*drawing, "--output", str(tmp_path / "one")])
+    whole = {file.relative_to(one.path): file.read_bytes() for file in one.path.rglob("*.png")}
+    assert len(whole) == 6 and len(set(whole.values())) == 6
+
+    for file in list(whole)[:3]:
+        (one.path / file).unlink()
+    predict([*drawing, "--output", str(one.path)])
+    assert {file: (one.path / file).read_bytes() for file in whole} == whole
+
+    two = tmp_path / "two"
+    program = str(Path(sys.executable).with_name("disa-predict"))
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(
+        [program, *drawing, *devices, "--output", str(two)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {file.relative_to(two): file.read_bytes() for file in two.rglob("*.png")} == whole
