@@ -23,6 +23,7 @@ from PIL import Image
 from disa_framework.cli.common import find_config
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
+from disa_framework.cli.search import search
 from disa_framework.models import MAR, Autoencoder, MixtureAR
 from disa_framework.models.checkpoint import write_checkpoint
 from disa_framework.schedules import PerStage
@@ -99,8 +100,9 @@ def test_training_goes_on_from_its_checkpoint(digits_run: Path) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_read_by_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = search if name.endswith("/search") else predict
     with pytest.raises(SystemExit) as stop:
-        predict(["--config", name, "--print_config"])
+        command(["--config", name, "--print_config"])
     assert stop.value.code == 0
     assert "class_path: disa_framework.models." in capsys.readouterr().out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,10 @@ from disa_framework.generation import check_request
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import StepSchedule, load_schedule
+from disa_framework.schedules import PerStage, StepSchedule, load_schedule
+from disa_framework.search.calibration import MENU, Profile, measure_profile
 from disa_framework.search.cost import CostModel, analytic_cost, measure_cost
+from disa_framework.search.knapsack import best_within
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import RUNGS, Costs, Objective
 from disa_framework.search.quality import Quality
@@ -36,13 +38,15 @@ from disa_framework.search.space import Setting, Space
 from disa_framework.search.study import busy, counted, fitted_ramps
 from disa_framework.search.study import search as run_study
 
-_SEARCH = """Finds the step schedule that draws the best images within a limit, by an Optuna study.
+_SEARCH = """Finds the step schedule that draws the best images within a limit, by an Optuna study. --method calibrate
+takes minutes: it measures how far few steps at each stage shift what is drawn; --starts hands its answer to a study.
 
 examples:
   disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
   disa-search --config digits/search --ckpt_path last.ckpt --speedup 2.5 --trials 100
   disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage sqlite:///study.db
   disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
+  disa-search --config digits/search --ckpt_path last.ckpt --method calibrate --speedup 2.5
   disa-search --config mixture/search --evaluations 440 --space.guidance '[1, 3]'
 
 --schedule is the baseline that --speedup refers to. The output folder then holds best_schedule.yaml, to draw with
@@ -55,6 +59,11 @@ _DECIDES_TRIALS = (
     "batch_size", "method", "latency", "speedup", "evaluations", "unit",
 )  # fmt: skip
 _DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "batch_size", "trainer")
+_DECIDES_PROFILE = (
+    "model", "weights", "prompts", "labels", "solver", "guidance", "num_stages", "seed", "profile_samples",
+    "profile_menu", "profile_stride",
+)  # fmt: skip
+_CELLS = 10_000  # of the knapsack's axis of costs
 _FRONT = 4  # limits between the cheapest schedule and the baseline, at which a Pareto study begins
 
 
@@ -155,13 +164,47 @@ def _pareto(task: Task) -> None:
     print(f"{summary(study)}; more: {task.folder / 'report.html'}")
 
 
-_METHODS: dict[str, Callable[[Task], None]] = {"study": _study, "pareto": _pareto}
+def _calibrate(task: Task) -> None:
+    """The schedule that shifts what is drawn least, within a limit; no images are measured."""
+    if task.limit is None:
+        raise ValueError("give a limit: --latency, --speedup or --evaluations")
+    setting = Setting.of(task.meter.module)
+    cost, profile = task.costs.model(setting), _profile(task)
+    costs = cost.stage_costs(profile.menu)
+    resolution = 1.0 if cost.unit == "evaluations" else (task.limit - cost.fixed) / _CELLS
+    best = best_within(profile.front(costs, cost.fixed, resolution=max(resolution, 1e-9)), task.limit)
+    _write_best(task, replace(setting, schedule=PerStage(best.budget)))
+    print(f"budget {list(best.budget)}, {best.cost:.4g} {cost.unit} per image: {task.folder / 'best_schedule.yaml'}")
+
+
+def _profile(task: Task) -> Profile:
+    """What each stage's steps are worth, measured once."""
+    module, config = task.meter.module, task.config
+    decides = json.dumps([task.settings[name] for name in _DECIDES_PROFILE])
+    path = task.folder / f"profile-{hashlib.sha256(decides.encode()).hexdigest()[:8]}.json"
+    if path.exists():
+        return Profile.load(path)
+    asked = None if task.meter.condition is None else task.meter.condition[: config.profile_samples]
+    with tqdm(total=module.num_stages, unit="stage", desc="calibration") as bar, task.meter.on_device():
+        profile = measure_profile(
+            module.model, asked, solver=module.solver, guidance=module.guidance, num_stages=module.num_stages,
+            menu=config.profile_menu, batch_size=config.profile_samples, stride=config.profile_stride, seed=config.seed,
+            progress=lambda done, _: bar.update(done - bar.n) and None,
+        )  # fmt: skip
+    profile.save(path)
+    return profile
+
+
+_METHODS: dict[str, Callable[[Task], None]] = {"study": _study, "pareto": _pareto, "calibrate": _calibrate}
 
 
 def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-search", _SEARCH)
     add = parser.add_argument
-    add("--method", choices=list(_METHODS), default="study", help="One schedule for a limit, or one for every cost.")
+    add("--method", choices=list(_METHODS), default="study", help="Trials, for a limit or every cost; or by stages.")
+    add("--profile_samples", type=PositiveInt, default=500, help="Calibration: samples drawn together.")
+    add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")
+    add("--profile_stride", type=PositiveInt, default=1, help="Calibration: measure every so many stages.")
     add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
     add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")

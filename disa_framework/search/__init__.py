@@ -1,5 +1,6 @@
 """Schedules found from data: what a budget costs, where steps matter, and the best budget within a limit."""
 
+from disa_framework.search.calibration import Profile, calibrate, measure_profile
 from disa_framework.search.cost import (
     CostModel,
     Prediction,
@@ -15,11 +16,14 @@ __all__ = [
     "Choice",
     "CostModel",
     "Prediction",
+    "Profile",
     "analytic_cost",
     "best_within",
+    "calibrate",
     "held_out_error",
     "measure_cost",
     "measure_latency",
+    "measure_profile",
     "median_error",
     "pareto_front",
 ]

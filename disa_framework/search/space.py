@@ -197,10 +197,10 @@ class Knots(ScheduleSpace):
         return PiecewiseLinear([(u, values[name]) for u, name in zip(self.places, self.ranges, strict=True)])
 
     def describe(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
-        budget = schedule.budget(num_stages)
-        return {
-            name: budget[round(u * (num_stages - 1))] for u, name in zip(self.places, self.ranges, strict=True)
-        }
+        if not isinstance(schedule, PiecewiseLinear):
+            last = max(num_stages - 1, 1)
+            schedule = PiecewiseLinear([(k / last, steps) for k, steps in enumerate(schedule.budget(num_stages))])
+        return {name: schedule.value(u) for u, name in zip(self.places, self.ranges, strict=True)}
 
 
 class Stages(ScheduleSpace):
