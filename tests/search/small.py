@@ -32,7 +32,10 @@ def mixture_meter(module: ARDiffusionModule | None = None, count: int = 96, batc
 
 
 def mixture_objective(
-    limit: float | None = 24, space: ScheduleSpace | None = None, module: ARDiffusionModule | None = None, **options: Any
+    limit: float | None = 24,
+    space: ScheduleSpace | None = None,
+    module: ARDiffusionModule | None = None,
+    **options: Any,
 ) -> Objective:
     """Of head evaluations; 48 by default with 12 steps at each stage."""
     meter = mixture_meter(module)
