@@ -11,6 +11,7 @@ import torch
 
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
+from disa_framework.cli.search import search
 from disa_framework.models.published import PUBLISHED
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
@@ -36,7 +37,7 @@ def test_a_command_is_understood(command: str, capsys: pytest.CaptureFixture[str
         assert args[0] in PUBLISHED
         return
     with pytest.raises(SystemExit) as stop:
-        {"disa-fit": fit, "disa-predict": predict}[name]([*args, "--print_config"])
+        {"disa-fit": fit, "disa-predict": predict, "disa-search": search}[name]([*args, "--print_config"])
     assert stop.value.code == 0, capsys.readouterr().err
 
 

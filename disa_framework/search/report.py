@@ -123,7 +123,7 @@ def _latency(objective: Objective, setting: Setting) -> float | None:
 
 def write_trials(path: Path, study: Study) -> None:
     """A table of all trials, as CSV."""
-    trials = study.get_trials(deepcopy=False)
+    trials = _begun(study)
     params = sorted({name for trial in trials for name in trial.params})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -136,6 +136,10 @@ def write_trials(path: Path, study: Study) -> None:
             attrs.get("error", ""), *(trial.params.get(name, "") for name in params),
         ])  # fmt: skip
     write_atomically(path, text.getvalue().encode())
+
+
+def _begun(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
 def state(trial: FrozenTrial) -> str:
@@ -170,7 +174,7 @@ def write_page(
 
 def summary(study: Study) -> str:
     """How many trials ended how."""
-    states = [state(trial) for trial in study.get_trials(deepcopy=False)]
+    states = [state(trial) for trial in _begun(study)]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
     return f"{len(states)} trials: {counts}"
 

@@ -1,0 +1,159 @@
+"""`disa-search`, run as people run it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import safetensors.torch
+import yaml
+
+from disa_framework.cli.common import find_config
+from disa_framework.cli.predict import predict
+from disa_framework.cli.search import search
+from disa_framework.schedules import PerStage, load_schedule
+from disa_framework.search.study import open_storage
+from tests.models.tiny import TINY, tiny_mar
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/search.yaml"))
+SMALL = [
+    "--config", "mixture/search", "--num_stages", "4", "--rungs", "[60, 120]", "--batch_size", "20", "--trials", "8",
+    "--space.schedule.groups", "4", "--seeds", "2",
+]  # fmt: skip
+TINY_DIGITS = {**TINY, "latent_size": 8, "num_classes": 10}
+
+
+def trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The installed program, away from the checkout."""
+    command = [str(Path(sys.executable).with_name("disa-search")), *args]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PerStage([9, 7, 4, 2]).save(tmp_path / "mine.yaml")
+    chosen = ["--space.guidance", "[1, 2]", "--space.solvers+", "DDPM", "--space.num_stages", "[4, 3]"]
+    starts = ["--starts", f"[{tmp_path}/mine.yaml]"]
+    folder = search([*SMALL, *chosen, *starts, "--evaluations", "24", "--output", str(tmp_path / "found")])
+    out = capsys.readouterr().out
+    assert "winner" in out and "baseline" in out and "8 trials: " in out
+    rows = trials(folder)
+    assert [row["start"] for row in rows[:2]] == ["mine (given)", "Constant"] and len(rows) == 8
+    assert all(float(row["cost"]) <= 24 for row in rows)
+    assert (folder / "report.html").read_text().count("data:image/png") == 3
+
+    best = min((row for row in rows if row["state"] == "whole"), key=lambda row: float(row["distance"]))
+    budget = list(map(int, best["budget"].split()))
+    stages = str(len(budget))
+    assert list(load_schedule(folder / "best_schedule.yaml").budget(len(budget))) == budget
+    few = ["--config", "mixture/default", "--num_images", "2", "--output", str(tmp_path / "drawn")]
+    predict([*few, "--num_stages", stages, "--schedule", str(folder / "best_schedule.yaml")])
+    configured = predict([*few[:-1], str(tmp_path / "configured"), "--config", str(folder / "best_config.yaml")])
+    made = yaml.safe_load(configured.manifest.read_text())
+    assert made["budget"] == budget and made["settings"]["solver"]["class_path"].endswith("DDPM")
+    assert str(made["settings"]["num_stages"]) == stages and 1 <= made["settings"]["guidance"]["scale"] <= 2
+
+
+def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path) -> None:
+    timed = [*SMALL, "--speedup", "2", "--unit", "seconds", "--output", str(tmp_path), "--trials"]
+    url = f"sqlite:///{tmp_path}/mine.db"
+    folder = search([*timed, "3", "--storage", url])
+    cost = next(folder.glob("cost-*.json")).read_bytes()
+    before = trials(folder)
+    search([*timed, "5", "--storage", url])
+    assert trials(folder)[:3] == before and len(trials(folder)) == 5
+    assert next(folder.glob("cost-*.json")).read_bytes() == cost
+    kept = optuna.load_study(study_name="disa", storage=open_storage(url)).trials
+    assert sum(trial.state.is_finished() for trial in kept) == 5
+    with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
+        search([*timed, "6", "--storage", url, "--seed", "1"])
+
+
+def test_a_front_has_a_schedule_for_every_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = search([*SMALL, "--method", "pareto", "--trials", "20", "--output", str(tmp_path)])
+    budgets = [load_schedule(path).budget(4) for path in sorted(folder.glob("front/*.yaml"))]
+    assert len(budgets) > 2 and [*map(sum, budgets)] == sorted(map(sum, budgets))
+    assert f"{folder}/front/00.yaml: distance" in capsys.readouterr().out
+    assert (folder / "report.html").exists() and not (folder / "best_schedule.yaml").exists()
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny_mar(latent_size=8, num_classes=10).state_dict(), tmp_path / "tiny.safetensors")
+    config = yaml.safe_load(Path(find_config("digits/search")).read_text())
+    config["model"]["init_args"] = TINY_DIGITS
+    faulty = {"class_path": "tests.search.small.Faulty", "init_args": {"most": 12}}
+    config["space"]["solvers"] = [{"class_path": "disa_framework.solvers.DDPM"}, faulty]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    args = [
+        "--config", str(tmp_path / "tiny.yaml"), "--ckpt_path", str(tmp_path / "tiny.safetensors"), "--evaluations",
+        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1",
+    ]  # fmt: skip
+    done = run(*args, "--output", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "GLOBAL_RANK: 1" in done.stderr
+    one, two = trials(search([*args, "--output", str(tmp_path / "one")])), trials(tmp_path / "two")
+    assert {row["state"] for row in two} >= {"whole", "failed"}
+    for a, b in zip(one, two, strict=True):
+        assert (a["state"], a["budget"]) == (b["state"], b["budget"])
+        if a["state"] == "failed":
+            assert a["error"] == "ArithmeticError: the sampler broke down"
+            assert b["error"] == f"RuntimeError: another process raised {a['error']}"
+        else:
+            assert float(a["distance"]) == pytest.approx(float(b["distance"]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give a limit: --latency, --speedup or --evaluations"),
+        (["--latency", "1", "--evaluations", "5"], "give one limit, not --latency and --evaluations"),
+        (["--speedup", "-1"], "--speedup must be above 0, got -1"),
+        (["--evaluations", "3"], "meets a limit of 3 evaluations per image: the fastest takes 4"),
+        (["--latency", "1e-9"], "meets a limit of 1e-09 seconds per image: the fastest takes 0.0"),
+        (["--evaluations", "9", "--rungs", "[5, 5]"], r"must be above 0 and rise, got \[5, 5\]"),
+        (["--evaluations", "9", "--storage", "nosuch://x"], "cannot open the storage nosuch://x"),
+        (["--evaluations", "9", "--labels", "[4]"], "labels must lie in 0 … 0"),
+        (["--evaluations", "9", "--num_stages", "40"], "num_stages must lie in 1 … 16"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        search([*SMALL, *options, "--output", str(tmp_path)])
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "examples:\n  disa-search" in out and "search.space.Stages" in out and " object at 0x" not in out
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_search_configuration_is_read_by_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search(["--config", name, "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: disa_framework.search" in capsys.readouterr().out
+
+
+def test_a_search_draws_with_the_model_that_was_trained() -> None:
+    files = [Path(find_config(name)) for name in ("digits/mar", "digits/search")]
+    trained, searched = (yaml.safe_load(file.read_text()) for file in files)
+    training_only = ("mask_ratio_min", "mask_ratio_std", "diffusion_batch_mul", "position_std")
+    for name in training_only:
+        trained["model"]["init_args"].pop(name)
+    assert trained["model"] == searched["model"] and trained["num_stages"] == searched["num_stages"]
