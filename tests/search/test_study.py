@@ -151,7 +151,7 @@ def worker(storage: str, trials: int, pause: float) -> subprocess.Popen[bytes]:
 
 
 def wait_for(storage: str, ready: Callable[[list[FrozenTrial]], bool]) -> list[FrozenTrial]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if Path(storage).exists() and (studies := optuna.get_all_study_summaries(open_storage(storage))):
             trials = optuna.load_study(study_name=studies[0].study_name, storage=open_storage(storage)).trials
@@ -171,7 +171,7 @@ def test_a_killed_worker_loses_nothing_and_two_share_the_rest(tmp_path: Path) ->
     other = worker(storage, 20, 0.0)
     wait_for(storage, lambda trials: len(trials) > 4)
     study = search(mixture_objective(), 20, starts=STARTS, storage=storage)
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=300) == 0
 
     trials = study.get_trials()
     assert trials[:3] == before[:3]
