@@ -17,7 +17,7 @@ from disa_framework.cli.common import find_config
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.schedules import PerStage, load_schedule
-from disa_framework.search.study import counted, open_storage
+from disa_framework.search.study import open_storage
 from tests.models.tiny import TINY, tiny_mar
 
 ROOT = Path(__file__).parent.parent
