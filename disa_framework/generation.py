@@ -16,6 +16,7 @@ from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.noise import NoiseSource, PhiloxNoise
 from disa_framework.schedules import StepSchedule
 from disa_framework.solvers import Solver
+from disa_framework.trajectory import Signals, Trajectory
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class StageRecord:
         steps: `T(k)` as scheduled.
         evaluations: how often the head was evaluated.
         tokens: tokens of one sample that were drawn.
+        signals: what the way from noise to tokens showed, if someone asked for it.
     """
 
     stage: int
     steps: int
     evaluations: int
     tokens: int
+    signals: Signals | None = None
 
 
 class Observer:
@@ -97,7 +100,7 @@ def generate(
         state = model.begin(asked, stages, guidance or Guidance(), source, count)
         state = advance(
             model, state, range(stages), lambda stage, history: schedule.steps(stage, budget, history), solver, source,
-            observers,
+            observers, schedule.reads_signals,
         )  # fmt: skip
         return model.finish(state)
 
@@ -110,6 +113,7 @@ def advance(
     solver: Solver,
     source: NoiseSource,
     observers: Sequence[Observer] = (),
+    watched: bool = False,
 ) -> Any:
     """The state after `stages`, from the state before them.
 
@@ -119,6 +123,7 @@ def advance(
         stages: which to draw, one after the other.
         steps_of: diffusion steps of a stage, given what the ones before it in this call left behind.
         solver, source, observers: as in `generate`.
+        watched: whether records have signals.
     """
     history: list[StageRecord] = []
     for stage in stages:
@@ -126,20 +131,29 @@ def advance(
         steps = steps_of(stage, history)
         for observer in observers:
             observer.proposed(stage, proposal, steps)
-        tokens = sample_stage(model, proposal, stage, steps, solver, source)
+        trajectory = Trajectory(model.process) if watched else None
+        tokens = sample_stage(model, proposal, stage, steps, solver, source, trajectory)
         state = model.accept(state, proposal, tokens)
-        history.append(StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0]))
+        signals = trajectory.signals(tokens) if trajectory else None
+        history.append(StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0], signals))
         for observer in observers:
             observer.accepted(history[-1], tokens)
     return state
 
 
 def sample_stage(
-    model: ARDiffusionModel, proposal: Proposal, stage: int, steps: int, solver: Solver, source: NoiseSource
+    model: ARDiffusionModel,
+    proposal: Proposal,
+    stage: int,
+    steps: int,
+    solver: Solver,
+    source: NoiseSource,
+    trajectory: Trajectory | None = None,
 ) -> Tensor:
-    """Tokens `[B, n, D]` of one stage."""
+    """Tokens `[B, n, D]` of one stage; a `trajectory` watches how they come about."""
     normal = partial(source.normal, stage, proposal.shape)
-    return solver.sample(proposal.denoise, model.process, steps, normal, model.dtype)
+    denoise = trajectory.watch(proposal.denoise) if trajectory else proposal.denoise
+    return solver.sample(denoise, model.process, steps, normal, model.dtype)
 
 
 @contextmanager

@@ -19,11 +19,12 @@ PACKAGE = disa_framework.__name__
 FLOORS = (
     ("noise", "guidance", "files", "models.attention"),
     ("solvers", "schedules", "models.layers"),
-    ("models",),
+    ("models", "trajectory"),
     ("generation",),
     ("metrics", "data", "callbacks"),
     ("module",),
-    ("diagnostics", "search"),
+    ("search",),
+    ("diagnostics",),
     ("cli",),
 )
 PLAIN = FLOORS[:4]  # these know PyTorch alone, and print nothing

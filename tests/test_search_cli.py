@@ -18,6 +18,7 @@ from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.schedules import PerStage, load_schedule
 from disa_framework.search.study import open_storage
+from disa_framework.solvers import DDPM, Cosine
 from tests.models.tiny import TINY, tiny_mar
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,31 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path) -> None:
         search([*timed, "6", "--storage", url, "--seed", "1"])
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("method", ["calibrate", "learn", "adapt"])
+def test_a_schedule_is_found_without_trials(method: str, tmp_path: Path) -> None:
+    options = ["--method", method, "--evaluations", "40", "--profile_samples", "200", "--batch_size", "200"]
+    folder = search([*SMALL, *options, "--output", str(tmp_path)])
+    schedule = load_schedule(folder / "best_schedule.yaml")
+    assert schedule.reads_signals == (method == "adapt") and not (folder / "trials.csv").exists()
+    if method != "adapt":
+        budget = schedule.budget(4)
+        assert 37 < sum(DDPM().evaluations(Cosine(), steps) for steps in budget) <= 40 and budget[0] > budget[3]
+    drawn = predict([
+        "--config", "mixture/default", "--num_stages", "4", "--num_images", "3", "--output", str(tmp_path / "drawn"),
+        "--schedule", str(folder / "best_schedule.yaml"),
+    ])  # fmt: skip
+    assert len(list(drawn.manifest.parent.glob("*.png"))) == 3
+
+
+def test_a_study_begins_with_the_calibrated_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = search([*SMALL, "--evaluations", "40", "--profile_samples", "100", "--output", str(tmp_path)])
+    assert "Calibrated" in [row["start"] for row in trials(folder)]
+    few = [*SMALL, "--evaluations", "6", "--output", str(tmp_path / "few"), "--trials", "1"]
+    search(few)
+    assert "beginning without a calibrated schedule: no budget costs at most 6" in capsys.readouterr().out
+
+
 def test_a_front_has_a_schedule_for_every_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = search([*SMALL, "--method", "pareto", "--trials", "20", "--output", str(tmp_path)])
     budgets = [load_schedule(path).budget(4) for path in sorted(folder.glob("front/*.yaml"))]
@@ -100,7 +126,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     args = [
         "--config", str(tmp_path / "tiny.yaml"), "--ckpt_path", str(tmp_path / "tiny.safetensors"), "--evaluations",
-        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1",
+        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1", "--profile_samples", "50",
     ]  # fmt: skip
     done = run(*args, "--output", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import optuna
 import torch
@@ -27,9 +27,12 @@ from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage, StepSchedule, load_schedule
+from disa_framework.schedules.adaptive import Signal
+from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import MENU, Profile, measure_profile
 from disa_framework.search.cost import CostModel, analytic_cost, measure_cost
 from disa_framework.search.knapsack import best_within
+from disa_framework.search.learning import learn
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import RUNGS, Costs, Objective
 from disa_framework.search.quality import Quality
@@ -38,8 +41,13 @@ from disa_framework.search.space import Setting, Space
 from disa_framework.search.study import busy, counted, fitted_ramps
 from disa_framework.search.study import search as run_study
 
-_SEARCH = """Finds the step schedule that draws the best images within a limit, by an Optuna study. --method calibrate
-takes minutes: it measures how far few steps at each stage shift what is drawn; --starts hands its answer to a study.
+_SEARCH = """Finds the step schedule that draws the best images within a limit. The methods:
+
+  study      an Optuna study of images drawn and measured; it begins with hand-made ramps and the calibrated schedule
+  pareto     the same for all costs at once
+  calibrate  measures how far few steps at each stage shift what is drawn, and solves for the best budget; no images
+  learn      learns steps from that same profile by gradient, heeding in which direction each stage shifts
+  adapt      a schedule that decides its steps while drawing, with the threshold that meets the limit
 
 examples:
   disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
@@ -119,10 +127,10 @@ def command() -> None:
 
 def _study(task: Task) -> None:
     """The best schedule within a limit."""
-    if task.limit is None:
-        raise ValueError("give a limit: --latency, --speedup or --evaluations")
-    objective = Objective(task.meter, task.costs, task.space, task.limit, task.config.rungs)
-    starts = _given_starts(task) | fitted_ramps(task.costs, objective.base, task.limit)
+    limit = _given(task.limit)
+    objective = Objective(task.meter, task.costs, task.space, limit, task.config.rungs)
+    objective.check()
+    starts = _given_starts(task) | fitted_ramps(task.costs, objective.base, limit) | _calibrated_start(task, limit)
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
@@ -130,7 +138,7 @@ def _study(task: Task) -> None:
     _write_best(task, objective.setting(best))
     rows = compare(study, objective, candidates(study, objective, best), task.config.seeds)
     budgets = {row.name: row.setting.budget for row in rows}
-    title = f"Step schedules within {task.limit:.4g} {objective.unit} per image"
+    title = f"Step schedules within {limit:.4g} {objective.unit} per image"
     write_page(task.folder / "report.html", study, objective, rows, budgets, title)
     print(*_aligned(table(rows, objective.unit)), sep="\n")
     print(f"{summary(study)}; winner: {task.folder / 'best_schedule.yaml'}, more: {task.folder / 'report.html'}")
@@ -145,6 +153,7 @@ def _pareto(task: Task) -> None:
     for i in range(_FRONT):
         limit = lowest * (highest / lowest) ** ((i + 1) / _FRONT)
         ramps = fitted_ramps(task.costs, objective.base, limit, falls=(10.0,))
+        ramps |= _calibrated_start(task, limit)
         starts |= {f"{name} at {limit:.3g}": schedule for name, schedule in ramps.items()}
     study = _run_study(task, objective, starts)
     if others := busy(study):
@@ -164,30 +173,76 @@ def _pareto(task: Task) -> None:
     print(f"{summary(study)}; more: {task.folder / 'report.html'}")
 
 
-def _calibrate(task: Task) -> None:
-    """The schedule that shifts what is drawn least, within a limit; no images are measured."""
-    if task.limit is None:
+def _calibrated(task: Task, limit: float) -> StepSchedule:
+    """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
+    cost, profile = task.costs.model(Setting.of(task.meter.module)), _profile(task).every_step()
+    resolution = 1.0 if cost.unit == "evaluations" else max((limit - cost.fixed) / _CELLS, 1e-9)
+    front = profile.front(cost.stage_costs(profile.menu), cost.fixed, resolution=resolution)
+    return PerStage(best_within(front, limit).budget)
+
+
+def _calibrated_start(task: Task, limit: float) -> dict[str, StepSchedule]:
+    """The calibrated schedule by its name, where one is asked for and to be had."""
+    if not task.config.calibrate:
+        return {}
+    try:
+        return {"Calibrated": _calibrated(task, limit)}
+    except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
+        print(f"beginning without a calibrated schedule: {error}")
+        return {}
+
+
+def _learned(task: Task, limit: float) -> StepSchedule:
+    """The schedule that shifts what is drawn least, by what all stages' shifts add up to."""
+    cost, profile = task.costs.model(Setting.of(task.meter.module)), _profile(task)
+    costs = cost.stage_costs(profile.every_step().menu)
+    return learn(profile, limit - cost.fixed, costs, seed=task.config.seed, progress_bar=True)
+
+
+def _adapted(task: Task, limit: float) -> StepSchedule:
+    """The adaptive schedule that spends the limit on the first batch."""
+    module, config = task.meter.module, task.config
+    with task.meter.on_device():
+        return fit_adaptive(
+            module.model, _asked(task, config.batch_size), limit=limit, solver=module.solver,
+            cost=task.costs.model(Setting.of(module)), signal=config.signal, guidance=module.guidance,
+            num_stages=module.num_stages, batch_size=config.batch_size, seed=config.seed,
+        )  # fmt: skip
+
+
+def _without_trials(find: Callable[[Task, float], StepSchedule]) -> Callable[[Task], None]:
+    """A method that needs no images."""
+
+    def method(task: Task) -> None:
+        setting = replace(Setting.of(task.meter.module), schedule=find(task, _given(task.limit)))
+        _write_best(task, setting)
+        print(f"{setting.schedule}: {task.folder / 'best_schedule.yaml'}")
+
+    return method
+
+
+def _given(limit: float | None) -> float:
+    if limit is None:
         raise ValueError("give a limit: --latency, --speedup or --evaluations")
-    setting = Setting.of(task.meter.module)
-    cost, profile = task.costs.model(setting), _profile(task)
-    costs = cost.stage_costs(profile.menu)
-    resolution = 1.0 if cost.unit == "evaluations" else (task.limit - cost.fixed) / _CELLS
-    best = best_within(profile.front(costs, cost.fixed, resolution=max(resolution, 1e-9)), task.limit)
-    _write_best(task, replace(setting, schedule=PerStage(best.budget)))
-    print(f"budget {list(best.budget)}, {best.cost:.4g} {cost.unit} per image: {task.folder / 'best_schedule.yaml'}")
+    return limit
+
+
+def _asked(task: Task, count: int) -> Condition | None:
+    """What the first samples are asked to be."""
+    return None if task.meter.condition is None else task.meter.condition[:count]
 
 
 def _profile(task: Task) -> Profile:
     """What each stage's steps are worth, measured once."""
     module, config = task.meter.module, task.config
     decides = json.dumps([task.settings[name] for name in _DECIDES_PROFILE])
-    path = task.folder / f"profile-{hashlib.sha256(decides.encode()).hexdigest()[:8]}.json"
+    path = task.folder / f"profile-{hashlib.sha256(decides.encode()).hexdigest()[:8]}.safetensors"
     if path.exists():
         return Profile.load(path)
-    asked = None if task.meter.condition is None else task.meter.condition[: config.profile_samples]
     with tqdm(total=module.num_stages, unit="stage", desc="calibration") as bar, task.meter.on_device():
         profile = measure_profile(
-            module.model, asked, solver=module.solver, guidance=module.guidance, num_stages=module.num_stages,
+            module.model, _asked(task, config.profile_samples), solver=module.solver, guidance=module.guidance,
+            num_stages=module.num_stages,
             menu=config.profile_menu, batch_size=config.profile_samples, stride=config.profile_stride, seed=config.seed,
             progress=lambda done, _: bar.update(done - bar.n) and None,
         )  # fmt: skip
@@ -195,13 +250,21 @@ def _profile(task: Task) -> Profile:
     return profile
 
 
-_METHODS: dict[str, Callable[[Task], None]] = {"study": _study, "pareto": _pareto, "calibrate": _calibrate}
+_METHODS: dict[str, Callable[[Task], None]] = {
+    "study": _study,
+    "pareto": _pareto,
+    "calibrate": _without_trials(_calibrated),
+    "learn": _without_trials(_learned),
+    "adapt": _without_trials(_adapted),
+}
 
 
 def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-search", _SEARCH)
     add = parser.add_argument
-    add("--method", choices=list(_METHODS), default="study", help="Trials, for a limit or every cost; or by stages.")
+    add("--method", choices=list(_METHODS), default="study", help="How the schedule is found, see above.")
+    add("--calibrate", type=bool, default=True, help="Begin a study with the calibrated schedule, too.")
+    add("--signal", choices=list(get_args(Signal)), default="error", help="Adaptive schedule: what it goes by.")
     add("--profile_samples", type=PositiveInt, default=500, help="Calibration: samples drawn together.")
     add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")
     add("--profile_stride", type=PositiveInt, default=1, help="Calibration: measure every so many stages.")
@@ -275,7 +338,10 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
 
 
 def _given_starts(task: Task) -> dict[str, StepSchedule]:
-    return {f"{Path(path).stem} (given)": load_schedule(path) for path in task.config.starts}
+    starts = {f"{Path(path).stem} (given)": load_schedule(path) for path in task.config.starts}
+    if adaptive := [name for name, schedule in starts.items() if schedule.reads_signals]:
+        raise ValueError(f"{adaptive[0]} decides its steps while it draws: a study begins with fixed ones")
+    return starts
 
 
 def _run_study(task: Task, objective: Objective, starts: dict[str, StepSchedule]) -> Study:

@@ -1,10 +1,11 @@
 """Step schedules: how many diffusion steps each AR stage gets."""
 
+from disa_framework.schedules.adaptive import Adaptive
 from disa_framework.schedules.base import Budget, StepSchedule, check_budget, load_schedule
 from disa_framework.schedules.heuristic import Constant, Cosine, Linear, TwoStage
 from disa_framework.schedules.parametric import Logistic, PerStage, PiecewiseLinear, Power
 
 __all__ = [
-    "Budget", "Constant", "Cosine", "Linear", "Logistic", "PerStage", "PiecewiseLinear", "Power",
+    "Adaptive", "Budget", "Constant", "Cosine", "Linear", "Logistic", "PerStage", "PiecewiseLinear", "Power",
     "StepSchedule", "TwoStage", "check_budget", "load_schedule",
 ]  # fmt: skip

@@ -45,7 +45,10 @@ class StepSchedule(nn.Module, ABC):
 
     Attributes:
         arguments: what the schedule was made with; an equal one can be made of them.
+        reads_signals: whether `steps` looks at the signals of earlier stages, which are then taken.
     """
+
+    reads_signals: bool = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()

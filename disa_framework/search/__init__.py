@@ -1,5 +1,6 @@
 """Schedules found from data: what a budget costs, where steps matter, and the best budget within a limit."""
 
+from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import Profile, calibrate, measure_profile
 from disa_framework.search.cost import (
     CostModel,
@@ -11,6 +12,7 @@ from disa_framework.search.cost import (
     median_error,
 )
 from disa_framework.search.knapsack import Choice, best_within, pareto_front
+from disa_framework.search.learning import learn
 
 __all__ = [
     "Choice",
@@ -20,7 +22,9 @@ __all__ = [
     "analytic_cost",
     "best_within",
     "calibrate",
+    "fit_adaptive",
     "held_out_error",
+    "learn",
     "measure_cost",
     "measure_latency",
     "measure_profile",

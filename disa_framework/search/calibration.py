@@ -8,17 +8,19 @@ The shift is that of the distribution, not of single samples: latents are projec
 quantiles of each projection are compared (the sliced Wasserstein distance; Rabin et al., 2011). A sample may end
 elsewhere with other steps, and the whole be as good. Shared noise keeps the luck out of the comparison.
 
-Letters: `B` samples, `K` stages, `M` entries of the menu of step counts, `P` directions.
+Letters: `B` samples, `K` stages, `M` entries of the menu of step counts, `P` directions, `Q` quantiles, `F = P Q`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from disa_framework.files import write_atomically
@@ -39,15 +41,29 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Profile:
-    """How far each step count at each stage shifts what comes out.
+    """How each step count at each stage shifts what comes out.
 
     Attributes:
         menu: the step counts, rising.
-        errors: `[K][M]`, a row a stage; they do not rise with the steps.
+        shifts: `[K, M, F]`, of each quantile of each projection.
     """
 
     menu: tuple[int, ...]
-    errors: tuple[tuple[float, ...], ...]
+    shifts: Tensor
+
+    def every_step(self) -> Profile:
+        """The same for every whole number of steps in the menu's range."""
+        if len(self.menu) == 1:
+            return self
+        steps = torch.arange(self.menu[0], self.menu[-1] + 1)
+        left, share = between(self.menu, steps)
+        shifts = torch.lerp(self.shifts[:, left], self.shifts[:, left + 1], share[:, None])
+        return Profile(tuple(steps.tolist()), shifts)
+
+    @cached_property
+    def errors(self) -> list[list[float]]:
+        """`[K][M]`, mean sizes of the shifts. They never rise with the steps: what rises is noise."""
+        return self.shifts.abs().mean(dim=2).cummin(dim=1).values.tolist()
 
     def front(
         self, costs: Sequence[Sequence[float]], fixed_cost: float = 0.0, monotone: bool = False,
@@ -57,7 +73,7 @@ class Profile:
         return pareto_front(self.menu, self.errors, costs, fixed_cost, monotone, resolution)
 
     def schedule(self, limit: float, costs: Sequence[Sequence[float]] | None = None, **options: float) -> PerStage:
-        """The best budget that costs at most `limit`.
+        """The best budget of the menu's step counts that costs at most `limit`.
 
         Args:
             limit: in the unit of the costs; in steps of the whole run if there are none.
@@ -72,9 +88,9 @@ class Profile:
         return PerStage(best_within(self.front(costs, **options), limit).budget)  # type: ignore[arg-type]
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON file."""
-        content = {"menu": self.menu, "errors": self.errors}
-        write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+        """Writes a safetensors file."""
+        tensors = {"menu": torch.tensor(self.menu), "shifts": self.shifts.contiguous()}
+        write_atomically(Path(path), safetensors.torch.save(tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -84,10 +100,21 @@ class Profile:
             ValueError: if it is something else.
         """
         try:
-            content = json.loads(Path(path).read_text())
-            return cls(tuple(content["menu"]), tuple(tuple(row) for row in content["errors"]))
-        except (KeyError, TypeError, ValueError) as error:
+            tensors = safetensors.torch.load(Path(path).read_bytes())
+            return cls(tuple(tensors["menu"].tolist()), tensors["shifts"])
+        except (KeyError, SafetensorError) as error:
             raise ValueError(f"{path} is no profile of a calibration: {error}") from error
+
+
+def between(menu: Sequence[int], steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Where steps lie in a menu: which entry is below, and what share of the way they are to the next one, in `1 / T`.
+
+    Errors of first order are straight lines in `1 / T`.
+    """
+    entries = torch.tensor(menu, dtype=torch.float32, device=steps.device)
+    left = (torch.searchsorted(entries, steps.detach().float(), right=True) - 1).clamp(0, len(menu) - 2)
+    low, high = 1 / entries[left], 1 / entries[left + 1]
+    return left, (low - 1 / steps) / (low - high)
 
 
 @torch.inference_mode()
@@ -128,35 +155,33 @@ def measure_profile(
     count = batch_size if condition is None else len(condition)
     asked = condition.to(model.device) if isinstance(condition, Tensor) else condition
     source = PhiloxNoise(seed, torch.arange(count), model.device)
-    path = SharedPath(source, solver, model.process, fine_steps or 2 * max(menu))
-    fine, shifts = fine_steps or 2 * max(menu), _Shifts(model, seed)
+    fine, projections = fine_steps or 2 * max(menu), _Projections(model, seed)
+    path = SharedPath(source, solver, model.process, fine)
     looked_at = sorted({*range(0, stages, stride), stages - 1})
-    rows: dict[int, list[float]] = {}
+    rows: dict[int, Tensor] = {}
+
+    def end(state: object, stage: int) -> Tensor:
+        rest = range(stage + 1, stages)
+        last = advance(model, state, rest, lambda *_: other_steps, solver, source)
+        return projections.quantiles(model.finish(last))
+
     with evaluating(model):
         state = model.begin(asked, stages, guidance or Guidance(), source, count)
         for stage in range(stages):
             proposal = model.propose(state, stage)
             after = model.accept(state, proposal, sample_stage(model, proposal, stage, fine, solver, source))
             if stage in looked_at:
-
-                def finish(state: object, stage: int = stage) -> Tensor:
-                    rest = range(stage + 1, stages)
-                    return model.finish(advance(model, state, rest, lambda k, _: other_steps, solver, source))
-
-                true = shifts.quantiles(finish(after))
-                rows[stage] = []
-                for steps in menu:
-                    tokens = sample_stage(model, proposal, stage, steps, solver, path.of(steps))
-                    moved = shifts.quantiles(finish(model.accept(state, proposal, tokens)))
-                    rows[stage].append((moved - true).abs().mean().item())
+                few = (sample_stage(model, proposal, stage, steps, solver, path.of(steps)) for steps in menu)
+                ends = [end(model.accept(state, proposal, tokens), stage) for tokens in few]
+                rows[stage] = torch.stack(ends) - end(after, stage)
             state = after
             if progress:
                 progress(stage + 1, stages)
-    return Profile(tuple(menu), _between(rows, stages))
+    return Profile(tuple(menu), _interpolated(rows, stages).cpu())
 
 
-class _Shifts:
-    """Quantiles of random projections of latents, averaged over neighbours."""
+class _Projections:
+    """Of latents on random directions."""
 
     _DIRECTIONS, _QUANTILES = 64, 40
 
@@ -167,22 +192,23 @@ class _Shifts:
         self.directions = (directions / directions.norm(dim=0)).to(model.device)
 
     def quantiles(self, latents: Tensor) -> Tensor:
-        """`[Q, P]` of `latents [B, C, H, W]`."""
+        """Averages `[F]` of neighbors in each projection of `latents [B, C, H, W]`."""
         ordered = (latents.flatten(1).float() @ self.directions).sort(dim=0).values
-        return torch.stack([part.mean(dim=0) for part in ordered.tensor_split(min(self._QUANTILES, len(ordered)))])
+        parts = ordered.tensor_split(min(self._QUANTILES, len(ordered)))
+        return torch.cat([part.mean(dim=0) for part in parts])
 
 
-def _between(rows: dict[int, list[float]], stages: int) -> tuple[tuple[float, ...], ...]:
-    """Rows of all stages, interpolated, and never rising with the steps: what rises is noise."""
-    known = sorted(rows)
-    errors = []
+def _interpolated(rows: dict[int, Tensor], stages: int) -> Tensor:
+    """Shifts `[K, M, F]` of all stages: in between, the nearest one's in the size that is expected there."""
+    known, sizes = sorted(rows), {k: row.abs().mean(dim=1, keepdim=True) for k, row in rows.items()}
+    shifts = []
     for stage in range(stages):
-        low = max(k for k in known if k <= stage)
-        high = min(k for k in known if k >= stage)
+        low, high = max(k for k in known if k <= stage), min(k for k in known if k >= stage)
         share = (stage - low) / (high - low) if high > low else 0.0
-        row = torch.lerp(torch.tensor(rows[low]), torch.tensor(rows[high]), share)
-        errors.append(tuple(row.cummin(dim=0).values.tolist()))
-    return tuple(errors)
+        near = low if share < 0.5 else high
+        expected = torch.lerp(sizes[low], sizes[high], share)
+        shifts.append(rows[near] * (expected / sizes[near].clamp(min=1e-12)))
+    return torch.stack(shifts)
 
 
 def calibrate(
@@ -195,4 +221,5 @@ def calibrate(
         limit: steps of all stages together.
         options: as of `measure_profile`.
     """
-    return measure_profile(model, condition, solver=solver, **options).schedule(limit)  # type: ignore[arg-type]
+    profile = measure_profile(model, condition, solver=solver, **options)  # type: ignore[arg-type]
+    return profile.every_step().schedule(limit)

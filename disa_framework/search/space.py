@@ -50,7 +50,8 @@ class Setting:
     @property
     def key(self) -> str:
         """The same for settings that draw the same images."""
-        text = json.dumps([self.budget, repr(self.solver), repr(self.guidance)])
+        steps = repr(self.schedule) if self.schedule.reads_signals else self.budget
+        text = json.dumps([steps, repr(self.solver), repr(self.guidance)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @contextmanager

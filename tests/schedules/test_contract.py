@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from disa_framework.schedules import (
+    Adaptive,
     Constant,
     Cosine,
     Linear,
@@ -30,6 +31,12 @@ class TestSchedules(ScheduleContract):
     @pytest.fixture(params=SCHEDULES, ids=str)
     def schedule(self, request: pytest.FixtureRequest) -> StepSchedule:
         return request.param
+
+
+class TestAdaptive(ScheduleContract):
+    @pytest.fixture
+    def schedule(self) -> StepSchedule:
+        return Adaptive(threshold=0.5, signal="variance", low=3, high=40, first=50)
 
 
 class TestPerStage(ScheduleContract):
