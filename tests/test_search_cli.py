@@ -86,7 +86,9 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("method", ["calibrate", "learn", "adapt"])
-def test_a_schedule_is_found_without_trials(method: str, tmp_path: Path) -> None:
+def test_a_schedule_is_found_without_trials(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--method", method, "--evaluations", "40", "--profile_samples", "200", "--batch_size", "200"]
     folder = search([*SMALL, *options, "--output", str(tmp_path)])
     schedule = load_schedule(folder / "best_schedule.yaml")
@@ -99,6 +101,7 @@ def test_a_schedule_is_found_without_trials(method: str, tmp_path: Path) -> None
         "--schedule", str(folder / "best_schedule.yaml"),
     ])  # fmt: skip
     assert len(list(drawn.manifest.parent.glob("*.png"))) == 3
+    assert ("images, up to" in capsys.readouterr().out) == (method == "adapt")
 
 
 def test_a_study_begins_with_the_calibrated_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,17 @@ from disa_framework.search.learning import learn
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import RUNGS, Costs, Objective
 from disa_framework.search.quality import Quality
-from disa_framework.search.report import candidates, choose, compare, state, summary, table, write_page, write_trials
+from disa_framework.search.report import (
+    candidates,
+    choose,
+    compare,
+    meeting_the_limit,
+    state,
+    summary,
+    table,
+    write_page,
+    write_trials,
+)  # fmt: skip
 from disa_framework.search.space import Setting, Space
 from disa_framework.search.study import busy, counted, fitted_ramps
 from disa_framework.search.study import search as run_study
@@ -134,9 +144,10 @@ def _study(task: Task) -> None:
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
-    best = choose(study, objective)
-    _write_best(task, objective.setting(best))
-    rows = compare(study, objective, candidates(study, objective, best), task.config.seeds)
+    best = choose(study)
+    setting = meeting_the_limit(objective, objective.setting(best))
+    _write_best(task, setting)
+    rows = compare(study, objective, candidates(study, objective, best, setting), task.config.seeds)
     budgets = {row.name: row.setting.budget for row in rows}
     title = f"Step schedules within {limit:.4g} {objective.unit} per image"
     write_page(task.folder / "report.html", study, objective, rows, budgets, title)
@@ -160,7 +171,7 @@ def _pareto(task: Task) -> None:
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
     front = sorted(study.best_trials, key=lambda trial: trial.values[1])
     if not front:
-        choose(study, objective)  # says why
+        choose(study)  # says why
     budgets = {}
     for place, trial in enumerate(front):
         setting, (distance, cost) = objective.setting(trial), trial.values

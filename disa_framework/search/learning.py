@@ -108,7 +108,7 @@ def learn(
     with torch.inference_mode(False), torch.enable_grad():
         Trainer(
             accelerator="cpu", devices=1, max_epochs=_EPOCHS, logger=False, enable_checkpointing=False,
-            enable_model_summary=False, enable_progress_bar=progress_bar, barebones=not progress_bar,
+            enable_model_summary=False, enable_progress_bar=progress_bar,
         ).fit(learner, data)  # fmt: skip
     return PerStage(_whole(table, profile.shifts, learner.steps.detach(), limit))
 

@@ -22,13 +22,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from disa_framework.files import write_atomically
 from disa_framework.schedules import Budget
-from disa_framework.search.objective import Objective
+from disa_framework.search.objective import Objective, filled
 from disa_framework.search.space import Setting
 from disa_framework.search.study import over_limit, ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_TIMINGS, _SHAVED = 6, 0.99
 _COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "error")
 
 
@@ -60,33 +61,45 @@ class Row:
         return statistics.stdev(self.distances) if len(self.distances) > 1 else 0.0
 
 
-def choose(study: Study, objective: Objective) -> FrozenTrial:
-    """The best trial that is within the limit; where costs are seconds, it is timed for real.
+def choose(study: Study) -> FrozenTrial:
+    """The best trial.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if none was drawn to its end.
     """
-    trials = ranked(study)
-    if not trials:
-        errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-        raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
-    timed = []
-    for trial in trials:
-        timed.append(_latency(objective, objective.setting(trial)))
-        if objective.limit is None or (timed[-1] or 0) <= objective.limit:
-            return trial
+    if trials := ranked(study):
+        return trials[0]
+    errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+    raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
+
+
+def meeting_the_limit(objective: Objective, setting: Setting) -> Setting:
+    """The setting; where costs are seconds, with as many of its steps as meet the limit when it is timed.
+
+    Raises:
+        ValueError: if even far fewer steps take too long.
+    """
+    if objective.limit is None or objective.unit != "seconds":
+        return setting
+    aim, found = objective.limit, setting
+    for _ in range(_TIMINGS):
+        latency = objective.meter.latency(found)
+        if latency <= objective.limit:
+            return found
+        aim *= _SHAVED * objective.limit / latency
+        found = filled(setting, objective.costs, aim, objective.space.schedule.least)
     raise ValueError(
-        f"{len(trials)} schedules were to meet the limit of {objective.limit:.6g} seconds per image, but none did "
-        f"when it was timed, the fastest takes {min(filter(None, timed)):.6g}: measure costs anew, or allow more"
+        f"the winner was to take {objective.limit:.6g} seconds per image, but with ever fewer steps it still takes "
+        f"{latency:.6g} when it is timed: measure costs anew, or allow more"
     )
 
 
-def candidates(study: Study, objective: Objective, best: FrozenTrial) -> dict[str, Setting]:
-    """What is worth comparing: the winner, the best start of each family, and the module as it is."""
+def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
+    """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is."""
     started = {t.user_attrs["start"]: t for t in ranked(study) if "start" in t.user_attrs}
     families = {start.partition(" ")[0]: start for start in reversed(started)}  # the best of each is last, and stays
     found = {start: objective.setting(trial) for start, trial in started.items() if start in families.values()}
-    name, setting = best.user_attrs.get("start"), objective.setting(best)
+    name = best.user_attrs.get("start")
     found.pop(name, None)
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
 

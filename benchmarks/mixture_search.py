@@ -1,0 +1,158 @@
+"""Do schedules that were found from data beat the hand-made ramps at equal cost, where the truth is known?
+
+    python -m benchmarks.mixture_search [--mixtures 1 2 3] [--count 20000] [--trials 40]
+
+For each mixture of Gaussians: the sliced Wasserstein distance between drawn samples and the exact distribution, less
+that of as many true samples, as a share of what it is for `Linear(50, 5)` with DDPM. Schedules have the same number of
+head evaluations; those in the second part half as many, with DPM-Solver++ of order 2. Means and standard deviations
+over the mixtures; each is drawn from with three seeds of noise that no search has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar, get_args
+
+import optuna
+import torch
+from torch import Tensor
+
+from disa_framework import generate
+from disa_framework.models import MixtureAR
+from disa_framework.module import ARDiffusionModule
+from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
+from disa_framework.schedules.adaptive import Signal
+from disa_framework.search import analytic_cost, fit_adaptive, learn, measure_profile
+from disa_framework.search.adaptation import Records
+from disa_framework.search.meter import Meter
+from disa_framework.search.objective import Costs, Objective
+from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
+from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
+from disa_framework.search.study import fitted_ramps, ranked, search
+from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
+
+STAGES, PROJECTIONS, SAMPLES = 16, 128, 1000
+NOISE = (100, 101, 102)  # seeds of the samples that are compared; searches draw with seed 0
+DDPM_950, FAST = DDPM(Spaced(clip=950)), DPMSolverPP(2, Spaced(clip=950))
+T = TypeVar("T")
+REFERENCE = "linear 50→5"
+
+SPACES: dict[str, ScheduleSpace] = {"searched, 16 groups": Stages(16, 2, 150), "searched, 5 knots": Knots(5, 2, 150)}
+
+Schedules = dict[str, tuple[StepSchedule, Solver]]
+
+
+class Truth:
+    """How far samples are from a mixture, above as many true samples."""
+
+    def __init__(self, model: MixtureAR, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(PROJECTIONS, STAGES, generator=generator, dtype=torch.float64)
+        directions /= directions.norm(dim=1, keepdim=True)
+        weights = torch.full((len(model.means),), 1 / len(model.means), dtype=torch.float64)
+        self.mixture = ProjectedMixture(weights, model.means, model.cholesky, directions)
+        exact = (model.sample_exactly(count, torch.Generator().manual_seed(99 + i)) for i in range(5))
+        self.floor = statistics.mean(map(self.distance, exact))
+
+    def distance(self, latents: Tensor) -> float:
+        return self.mixture.distance(latents.flatten(1))
+
+
+def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argparse.Namespace) -> Schedules:
+    """Schedules from data, at most `limit` head evaluations each."""
+    module = ARDiffusionModule(model, Constant(limit // STAGES), solver)
+    profile = _timed("profile", partial(measure_profile, model, solver=solver, batch_size=SAMPLES))
+    every = profile.every_step()
+    costs = analytic_cost(module).stage_costs(every.menu)
+    calibrated = every.schedule(limit, costs, resolution=1.0)
+    schedules: dict[str, StepSchedule] = {
+        "calibrated": calibrated,
+        "learned": _timed("learning", partial(learn, profile, limit, costs)),
+    }
+    for title, space in SPACES.items() if options.trials else ():
+        schedules[title] = _timed(title, partial(study, module, space, limit, calibrated, options.trials))
+    for signal in get_args(Signal):
+        schedules[f"adaptive, {signal}"] = fit_adaptive(
+            model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal
+        )
+    return {f"{title}{name}": (schedule, solver) for title, schedule in schedules.items()}
+
+
+def study(
+    module: ARDiffusionModule, space: ScheduleSpace, limit: int, calibrated: StepSchedule, trials: int
+) -> StepSchedule:
+    """What a study finds that begins with the ramps and the calibrated schedule."""
+    meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
+    with meter.lead():
+        costs = Costs(module, analytic_cost)
+        objective = Objective(meter, costs, Space(space), limit, (4000, 20_000))
+        starts = fitted_ramps(costs, objective.base, limit) | {"calibrated": calibrated}
+        return objective.setting(ranked(search(objective, trials, starts=starts))[0]).schedule
+
+
+def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Evaluations and distance above the floor of each schedule."""
+    limit = sum(DDPM_950.evaluations(model.process, steps) for steps in Linear(50, 5).budget(STAGES))
+    schedules: Schedules = {
+        REFERENCE: (Linear(50, 5), DDPM_950),
+        "cosine 50→5": (Cosine(50, 5), DDPM_950),
+        "two-stage 50, 5": (TwoStage(50, 5), DDPM_950),
+        "constant 28": (Constant(28), DDPM_950),
+        **found(model, DDPM_950, limit, "", options),
+        "constant 13, half": (Constant(13), FAST),
+        **found(model, FAST, limit // 2, ", half", options),
+    }
+    truth, results = Truth(model, options.count), {}
+    for name, (schedule, solver) in schedules.items():
+        distances, seen = [], Records()
+        for seed in NOISE:
+            drawn = generate(
+                model, batch_size=options.count, schedule=schedule, solver=solver, seed=seed, observers=[seen]
+            )
+            distances.append(truth.distance(drawn))
+        evaluations = sum(record.evaluations for record in seen.records) / len(NOISE)
+        results[name] = (evaluations, statistics.mean(distances) - truth.floor)
+        print(f"  {name:32} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[:STAGES]}", flush=True)
+    return results
+
+
+def _timed(name: str, work: Callable[[], T]) -> T:
+    start = time.perf_counter()
+    result = work()
+    print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    options = _options(args)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    runs = []
+    for seed in options.mixtures:
+        print(f"mixture {seed}")
+        runs.append(examine(MixtureAR(seed=seed), options))
+    mixtures = " | ".join(f"mixture {seed}" for seed in options.mixtures)
+    print(f"| schedule | head evaluations | {mixtures} | over {REFERENCE} |\n|{'---|' * (len(runs) + 3)}")
+    for name in runs[0]:
+        ratios = [run[name][1] / run[REFERENCE][1] for run in runs]
+        spread = f" ± {statistics.stdev(ratios):.2f}" if len(ratios) > 1 else ""
+        excesses = " | ".join(f"{run[name][1]:.4f}" for run in runs)
+        evaluations = statistics.mean(run[name][0] for run in runs)
+        print(f"| {name} | {evaluations:.0f} | {excesses} | {statistics.mean(ratios):.2f}{spread} |")
+
+
+def _options(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixture_search", description=__doc__.split("\n")[0])
+    parser.add_argument("--mixtures", type=int, nargs="+", default=[1, 2, 3], help="seeds of their means")
+    parser.add_argument("--count", type=int, default=20_000, help="samples of each schedule")
+    parser.add_argument("--trials", type=int, default=40, help="of each study; 0 for none")
+    return parser.parse_args(args)
+
+
+if __name__ == "__main__":
+    main()
