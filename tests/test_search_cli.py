@@ -68,16 +68,18 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
     assert str(made["settings"]["num_stages"]) == stages and 1 <= made["settings"]["guidance"]["scale"] <= 2
 
 
-def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path) -> None:
+def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed = [*SMALL, "--speedup", "2", "--unit", "seconds", "--output", str(tmp_path), "--trials"]
     url = f"sqlite:///{tmp_path}/mine.db"
     folder = search([*timed, "3", "--storage", url])
     cost = next(folder.glob("cost-*.json")).read_bytes()
+    assert "% off, in the median over budgets they were not fitted to" in capsys.readouterr().out
     before = trials(folder)
     search([*timed, "5", "--storage", url])
     after = trials(folder)  # those over the limit are listed too, and timing decides how many there are
     assert after[: len(before)] == before and len(after) >= len(before) + 2
     assert next(folder.glob("cost-*.json")).read_bytes() == cost
+    assert "not fitted to" not in capsys.readouterr().out
     kept = optuna.load_study(study_name="disa", storage=open_storage(url)).trials
     assert sum(trial.state.is_finished() for trial in kept) == len(after)
     with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
@@ -129,7 +131,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     args = [
         "--config", str(tmp_path / "tiny.yaml"), "--ckpt_path", str(tmp_path / "tiny.safetensors"), "--evaluations",
-        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1", "--profile_samples", "50",
+        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1",
+        "--profile_samples", "50",
     ]  # fmt: skip
     done = run(*args, "--output", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

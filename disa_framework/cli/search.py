@@ -26,11 +26,11 @@ from disa_framework.generation import check_request
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import PerStage, StepSchedule, load_schedule
+from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule, TwoStage, load_schedule
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import MENU, Profile, measure_profile
-from disa_framework.search.cost import CostModel, analytic_cost, measure_cost
+from disa_framework.search.cost import CostModel, analytic_cost, held_out_error, measure_cost, median_error
 from disa_framework.search.knapsack import best_within
 from disa_framework.search.learning import learn
 from disa_framework.search.meter import Meter
@@ -82,6 +82,8 @@ _DECIDES_PROFILE = (
     "profile_menu", "profile_stride",
 )  # fmt: skip
 _CELLS = 10_000  # of the knapsack's axis of costs
+_HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
+_REPEATS = 3  # timed runs of each of them
 _FRONT = 4  # limits between the cheapest schedule and the baseline, at which a Pareto study begins
 
 
@@ -341,8 +343,12 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
         path = folder / f"cost-{hashlib.sha256(details.encode()).hexdigest()[:8]}.json"
         if not path.exists():
             asked = None if meter.condition is None else meter.condition[: meter.batch_size]
+            held_out = [schedule.budget(module.num_stages) for schedule in _HELD_OUT]
             with meter.on_device():
-                measure_cost(module, asked, meter.batch_size).save(path)
+                model = measure_cost(module, asked, meter.batch_size)
+                error = median_error(held_out_error(model, module, asked, held_out, repeats=_REPEATS))
+            model.save(path)
+            print(f"predicted times are {error:.1%} off, in the median over budgets they were not fitted to")
         return CostModel.load(path, module)
 
     return measure

@@ -13,6 +13,7 @@ from disa_framework.search.cost import (
 )
 from disa_framework.search.knapsack import Choice, best_within, pareto_front
 from disa_framework.search.learning import learn
+from disa_framework.search.study import search
 
 __all__ = [
     "Choice",
@@ -30,4 +31,5 @@ __all__ = [
     "measure_profile",
     "median_error",
     "pareto_front",
+    "search",
 ]
