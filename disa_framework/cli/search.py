@@ -16,6 +16,7 @@ from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from optuna import Study
 from optuna.trial import FrozenTrial
+from torch import Tensor
 from tqdm import tqdm
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
@@ -78,7 +79,7 @@ _DECIDES_TRIALS = (
 )  # fmt: skip
 _DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "batch_size", "trainer")
 _DECIDES_PROFILE = (
-    "model", "weights", "prompts", "labels", "solver", "guidance", "num_stages", "seed", "profile_samples",
+    "model", "weights", "prompts", "labels", "rungs", "solver", "guidance", "num_stages", "seed", "profile_samples",
     "profile_menu", "profile_stride",
 )  # fmt: skip
 _CELLS = 10_000  # of the knapsack's axis of costs
@@ -116,6 +117,10 @@ def search(args: Sequence[str] | None = None) -> Path:
     parser = _make_parser()
     config = _with_vae(parser, parse(parser, args))
     unit = _unit(config)
+    if config.method in _WITHOUT_TRIALS:
+        config.metric = None  # nor its network and its reference
+    elif config.metric is None:
+        raise ValueError(f"--method {config.method} measures images: give --metric, as the configuration does")
     init = instantiate(parser, config)
     module, folder = make_module(init), Path(config.output)
     condition = _condition(config, module)
@@ -213,7 +218,7 @@ def _learned(task: Task, limit: float) -> StepSchedule:
 
 
 def _adapted(task: Task, limit: float) -> StepSchedule:
-    """The adaptive schedule that spends the limit on the first batch."""
+    """The adaptive schedule that spends the limit on a batch."""
     module, config = task.meter.module, task.config
     with task.meter.on_device():
         return fit_adaptive(
@@ -223,15 +228,11 @@ def _adapted(task: Task, limit: float) -> StepSchedule:
         )  # fmt: skip
 
 
-def _without_trials(find: Callable[[Task, float], StepSchedule]) -> Callable[[Task], None]:
-    """A method that needs no images."""
-
-    def method(task: Task) -> None:
-        setting = replace(Setting.of(task.meter.module), schedule=find(task, _given(task.limit)))
-        _write_best(task, setting)
-        print(f"{setting.schedule}: {task.folder / 'best_schedule.yaml'}")
-
-    return method
+def _find(task: Task) -> None:
+    """A schedule that is found without images."""
+    schedule = _WITHOUT_TRIALS[task.config.method](task, _given(task.limit))
+    _write_best(task, replace(Setting.of(task.meter.module), schedule=schedule))
+    print(f"{schedule}: {task.folder / 'best_schedule.yaml'}")
 
 
 def _given(limit: float | None) -> float:
@@ -241,8 +242,12 @@ def _given(limit: float | None) -> float:
 
 
 def _asked(task: Task, count: int) -> Condition | None:
-    """What the first samples are asked to be."""
-    return None if task.meter.condition is None else task.meter.condition[:count]
+    """What some of the samples are asked to be, of all classes or prompts alike."""
+    condition = task.meter.condition
+    if condition is None:
+        return None
+    order = torch.randperm(len(condition), generator=torch.Generator().manual_seed(task.config.seed))[:count]
+    return condition[order] if isinstance(condition, Tensor) else [condition[i] for i in order.tolist()]
 
 
 def _profile(task: Task) -> Profile:
@@ -263,12 +268,15 @@ def _profile(task: Task) -> Profile:
     return profile
 
 
+_WITHOUT_TRIALS: dict[str, Callable[[Task, float], StepSchedule]] = {
+    "calibrate": _calibrated,
+    "learn": _learned,
+    "adapt": _adapted,
+}
 _METHODS: dict[str, Callable[[Task], None]] = {
     "study": _study,
     "pareto": _pareto,
-    "calibrate": _without_trials(_calibrated),
-    "learn": _without_trials(_learned),
-    "adapt": _without_trials(_adapted),
+    **dict.fromkeys(_WITHOUT_TRIALS, _find),
 }
 
 
@@ -297,7 +305,7 @@ def _make_parser() -> ArgumentParser:
     add("--storage", type=str | None, help="Journal file or database URL (default: study.log in the output folder).")
     add("--study_name", type=str, default="disa", help="Name of the study within the storage.")
     add("--output", type=str, default="outputs/search", help="Folder for the results.")
-    parser.add_subclass_arguments(Quality, "metric", required=True, help="What is made small.")
+    parser.add_subclass_arguments(Quality, "metric", required=False, help="What is made small, where there are trials.")
     parser.add_class_arguments(Space, "space", sub_configs=True)
     parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
     for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read

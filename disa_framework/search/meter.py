@@ -32,7 +32,7 @@ class Meter(Callback):
 
     Args:
         module: what draws.
-        quality: what is measured.
+        quality: what is measured; `None` if nothing is.
         condition: class labels or prompts of all samples there may be; `None` draws unconditional images.
         batch_size: samples drawn together.
         trainer: options of Lightning's trainer: devices, strategy, precision.
@@ -41,7 +41,7 @@ class Meter(Callback):
     def __init__(
         self,
         module: ARDiffusionModule,
-        quality: Quality,
+        quality: Quality | None,
         condition: Condition | None,
         batch_size: int = 64,
         trainer: dict[str, Any] | None = None,
@@ -52,7 +52,7 @@ class Meter(Callback):
             "enable_model_summary": False, "inference_mode": True, "callbacks": [self],
         }  # fmt: skip
         self.world_size = Trainer(**self._options).world_size
-        self.metric = quality.metric(module, condition)
+        self.metric = None if quality is None else quality.metric(module, condition)
         self._group: dist.ProcessGroup | None = None
         self._run: tuple[str, int] | None = None
         self._drawn = 0
@@ -66,7 +66,7 @@ class Meter(Callback):
         """
         count = self.world_size * self.batch_size
         trainer = self._draw(count if self.condition is None else min(count, len(self.condition)), self.module.seed)
-        self.metric.reset()
+        self._reset()
         if self.world_size == 1:
             yield True
             return
@@ -123,7 +123,8 @@ class Meter(Callback):
             )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric.to(pl_module.device)
+        if self.metric is not None:
+            self.metric.to(pl_module.device)
 
     def on_predict_batch_end(
         self,
@@ -137,13 +138,13 @@ class Meter(Callback):
         new: Tensor = outputs[batch.indices >= self._drawn]  # a batch that was begun before is drawn again
         if not new.isfinite().all():
             raise ValueError("the model drew NaN or infinite pixels")
-        self.quality.update(self.metric, new)
+        if self.quality is not None and self.metric is not None:
+            self.quality.update(self.metric, new)
 
     def _measure(self, setting: Setting, count: int, seed: int) -> float:
         run = (setting.key, seed)
         if run != self._run or count < self._drawn:
-            self.metric.reset()
-            self._drawn = 0
+            self._reset()
         self._run, error = None, None
         try:
             if count > self._drawn:
@@ -153,7 +154,13 @@ class Meter(Callback):
             error = raised
         self._agree(error)
         self._run, self._drawn = run, count
-        return float(self.metric.compute())
+        return math.nan if self.metric is None else float(self.metric.compute())
+
+    def _reset(self) -> None:
+        """Forgets what has been drawn."""
+        self._drawn = 0
+        if self.metric is not None:
+            self.metric.reset()
 
     def _draw(self, count: int, seed: int) -> Trainer:
         """Adds samples up to `count` to the metric."""
