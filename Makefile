@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit demo table mixture clean
+.PHONY: setup test lint unit demo table mixture check-inception clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,12 @@ table: setup
 # The exact mixture: two minutes.
 mixture: setup
 	$(BIN)/python -m examples.mixture --seeds 0 1 2
+
+# Inception figures against torch-fidelity's own. Its torchvision wants PyTorch's full build: some gigabytes.
+check-inception:
+	$(PYTHON) -m venv $(VENV)/inception
+	$(VENV)/inception/bin/python -m pip install --disable-pip-version-check -e '.[inception]' pytest
+	$(VENV)/inception/bin/python -m pytest tests/inception
 
 clean:
 	rm -rf $(VENV) outputs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
@@ -13,11 +14,13 @@ from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 from torch import Tensor
 
-from disa_framework.callbacks import ImageWriter, SampleFolder, Throughput
-from disa_framework.callbacks.samples import Format
+from disa_framework.callbacks import Evaluation, ImageWriter, SampleFolder, Throughput
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.report import report
 from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
+from disa_framework.metrics.evaluation import Comparison, collect, describe, figures
+from disa_framework.metrics.feature_set import FeatureSet
 from disa_framework.models import ARDiffusionModel, Identity
 from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
@@ -28,13 +31,18 @@ examples:
   disa-predict --config digits/mar --ckpt_path last.ckpt --num_images 100 --output drawn --grid true
   disa-predict --config digits/mar --ckpt_path last.ckpt --schedule Linear --schedule.early 10 --schedule.late 2
   disa-predict --config digits/mar --ckpt_path last.ckpt --solver DDIM --guidance.scale 2 --labels '[3, 7]'
-  disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --num_images 50000 --format npz
+  disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --images_per_class 50 --format npz
+  disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --images_per_class 50 --format none \
+      --evaluate.reference adm_in256_stats.npz --evaluate.inception pt_inception-2015-12-05-6726825d.pth
   disa-predict --config harmon/1_5b --ckpt_path harmon_1.5b.pth --vae kl16.ckpt --prompts prompts.txt
 
-A run that was stopped goes on where it was when it is started again.
+A run that was stopped goes on where it was when it is started again, unless it keeps no images (--format none).
 """
 _GRID = 100
-_DECIDES_PIXELS = ("model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels")
+_DECIDES_PIXELS = (
+    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels", "images_per_class",
+)  # fmt: skip
+_NOTHING = "none"  # to keep
 _AUTOENCODER = "disa_framework.models.Autoencoder"
 
 
@@ -42,30 +50,29 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     """Draws images into a folder and returns it; see `disa-predict --help`."""
     parser = _make_parser()
     config = _with_vae(parser, parse(parser, args))
+    _check_measured(config)
     prompts = read_prompts(config.prompts) if config.prompts else []
     init = instantiate(parser, config)
-    module, folder, timer = make_module(init), SampleFolder(config.output, prompts), Throughput()
+    module, folder = make_module(init), SampleFolder(config.output, prompts)
     labels = None if prompts else _labels(module.model, config.labels)
-    data = _requests(config, prompts, labels, folder)
+    data = _requests(config, prompts, labels, tuple if config.format == _NOTHING else folder.finished)
     _check(module, data)
     evaluations = module.evaluations()
     _load(module.model, config.ckpt_path)
-    settings = _settings(parser, config, module.model, prompts)
     made = {
-        "settings": settings,
+        "settings": _settings(parser, config, module.model, prompts),
         "num_images": data.num_images,
         "labels_in_turn": labels,
+        "images_per_class": config.images_per_class,
         "budget": module.schedule.budget(module.num_stages),
         "head_evaluations_per_image": evaluations,
+        "budget_is_upper_bound": module.schedule.reads_signals,
     }
     options = {**init.trainer, "logger": False, "enable_checkpointing": False, "inference_mode": True}
-    trainer = Trainer(**{**options, "callbacks": [ImageWriter(folder), timer]})
-    if trainer.is_global_zero:
-        folder.claim(settings)
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    trainer.strategy.barrier("all images are written")
-    if trainer.is_global_zero:
-        _finish(folder, config, made, timer.seconds_per_image)
+    if config.format == _NOTHING:
+        _measure(module, data, init.evaluate, made, options, folder.path / "evaluation.json")
+    else:
+        _keep(module, data, folder, config, made, options)
     return folder
 
 
@@ -85,12 +92,26 @@ def _make_parser() -> ArgumentParser:
     add("--num_images", type=int | None, help="How many images to draw (default: 64, or what the prompts ask for).")
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
+    add("--images_per_class", type=PositiveInt | None, help="Images of each class, class after class.")
     add("--images_per_prompt", type=PositiveInt, default=4, help="Images of each prompt.")
     add("--batch_size", type=int, default=64, help="Images drawn together.")
     add("--output", type=str, default="outputs/samples", help="Folder for the images.")
-    add("--format", type=Format, default="png", help="What to keep: PNG files, samples.npz as ADM reads it, or both.")
+    form = Literal["png", "npz", "both", "none"]
+    add("--format", type=form, default="png", help="What to keep: PNG files, samples.npz as ADM reads it, or both.")
     add("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
+    parser.add_class_arguments(Comparison, "evaluate")
     return parser
+
+
+def _check_measured(config: Namespace) -> None:
+    """Raises a ValueError unless images are either kept or measured."""
+    if (config.format == _NOTHING) != (config.evaluate.reference is not None):
+        raise ValueError(
+            "images are measured while they are drawn if none are kept: give --evaluate.reference and --format none "
+            "together, or measure a folder of images with disa-evaluate"
+        )
+    if config.format == _NOTHING and config.grid:
+        raise ValueError("--grid shows images that are kept: leave it out, or choose another --format")
 
 
 def _with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -115,21 +136,34 @@ def _labels(model: ARDiffusionModel, labels: list[int] | None) -> list[int]:
 
 
 def _requests(
-    config: Namespace, prompts: list[dict[str, Any]], labels: list[int] | None, folder: SampleFolder
+    config: Namespace,
+    prompts: list[dict[str, Any]],
+    labels: list[int] | None,
+    finished: Callable[[], Collection[int]],
 ) -> RequestData:
     """What to draw: prompts, or labels where there are any."""
     if labels is not None:
-        count = 64 if config.num_images is None else config.num_images
-        return RequestData(count, torch.tensor(in_turn(labels, count)), config.batch_size, folder.finished)
-    count = len(prompts) * config.images_per_prompt
-    if config.labels is not None:
-        raise ValueError("give either --labels or --prompts")
+        each = config.images_per_class
+        count = _count(config, "classes", labels, each) if each else config.num_images
+        count = 64 if count is None else count
+        asked = in_turn([label for label in labels for _ in range(each or 1)], count)
+        return RequestData(count, torch.tensor(asked), config.batch_size, finished)
+    for option in ("labels", "images_per_class"):
+        if config[option] is not None:
+            raise ValueError(f"give either --{option} or --prompts")
+    count = _count(config, "prompts", prompts, config.images_per_prompt)
+    return RequestData(count, in_turn([p["prompt"] for p in prompts], count), config.batch_size, finished)
+
+
+def _count(config: Namespace, kind: str, asked: Sequence[Any], each: int) -> int:
+    """How many images there are if there are so many of each."""
+    count = len(asked) * each
     if config.num_images not in (None, count):
         raise ValueError(
-            f"{len(prompts)} prompts with {config.images_per_prompt} images each are {count} images, "
-            f"not {config.num_images}: leave --num_images out"
+            f"{len(asked)} {kind} with {each} images each are {count} images, not {config.num_images}: "
+            "leave --num_images out"
         )
-    return RequestData(count, in_turn([p["prompt"] for p in prompts], count), config.batch_size, folder.finished)
+    return count
 
 
 def _check(module: ARDiffusionModule, data: RequestData) -> None:
@@ -147,20 +181,71 @@ def _load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
         raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
 
 
-def _finish(folder: SampleFolder, config: Namespace, made: dict[str, Any], seconds: float | None) -> None:
+def _keep(
+    module: ARDiffusionModule,
+    data: RequestData,
+    folder: SampleFolder,
+    config: Namespace,
+    made: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Draws images into the folder."""
+    timer = Throughput()
+    trainer = Trainer(**{**options, "callbacks": [timer, ImageWriter(folder)]})  # files are written off the clock
+    if trainer.is_global_zero:
+        folder.claim(made["settings"])
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    trainer.strategy.barrier("all images are written")
+    if trainer.is_global_zero:
+        _finish(folder, config, data, made, timer.seconds_per_image)
+
+
+def _measure(
+    module: ARDiffusionModule,
+    data: RequestData,
+    comparison: Comparison,
+    made: dict[str, Any],
+    options: dict[str, Any],
+    output: Path,
+) -> None:
+    """Measures images while they are drawn, and keeps none."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    extractor, timer = comparison.extractor(), Throughput()
+    digest = _hash(extractor.state_dict())
+    reference = comparison.reference_features(extractor, trainer=options)
+    features = FeatureSet(extractor, data.num_images, comparison.precision_recall)
+    trainer = Trainer(**{**options, "callbacks": [timer, Evaluation(features)]})
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    result = {
+        **figures(collect(features), reference),
+        "images": data.num_images,
+        "head_evaluations_per_image": made["head_evaluations_per_image"],
+        "seconds_per_image": timer.seconds_per_image,
+        "reference": comparison.reference,
+        **describe(extractor),
+        "features_sha256": digest,
+        "pixels": "rounded to bytes",
+        "made": made,
+    }
+    report(result, output)
+
+
+def _finish(
+    folder: SampleFolder, config: Namespace, data: RequestData, made: dict[str, Any], seconds: float | None
+) -> None:
     """Brings the images into the form that is asked for, and says where they are and what made them."""
-    count, labels = made["num_images"], made["labels_in_turn"]
+    count, asked = data.num_images, data.condition
     if lost := set(range(count)) - folder.finished():
         raise OSError(f"{len(lost)} images are missing in {folder.path}: start the command again")
     # A run that found everything drawn has no time of its own.
     seconds = seconds or json.loads(folder.manifest.read_text()).get("seconds_per_image")
     folder.describe({**made, "seconds_per_image": seconds})
-    folder.keep(config.format, count, None if labels is None else in_turn(labels, count))
+    folder.keep(config.format, count, asked.tolist() if isinstance(asked, Tensor) else None)
     written = [path for path in (folder.path, folder.archive) if path.exists()]
     if config.grid:
         written.append(folder.write_grid(range(min(count, _GRID))))
     timing = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"
-    evaluations = made["head_evaluations_per_image"]
+    evaluations = f"{'up to ' * made['budget_is_upper_bound']}{made['head_evaluations_per_image']}"
     print(f"{count} images, {evaluations} head evaluations each{timing}: {', '.join(map(str, written))}")
 
 

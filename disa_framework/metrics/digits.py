@@ -75,7 +75,7 @@ class DigitsClassifier(nn.Module):
 
 
 class DigitsFeatures(FeatureExtractor):
-    """Features of the shipped classifier, `[B, 64]`, for `fid`."""
+    """Features of the shipped classifier, `[B, 64]`, for `fid`, and on to its logits, `[B, 10]`."""
 
     num_features = DigitsClassifier.num_features
 
@@ -86,6 +86,9 @@ class DigitsFeatures(FeatureExtractor):
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 `[B, 1, 8, 8]` to features `[B, 64]`."""
         return self.classifier.features(images)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.classifier.head(features)
 
 
 class DigitsLogits(FeatureExtractor):

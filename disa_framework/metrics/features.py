@@ -1,4 +1,7 @@
-"""What a network must offer to measure images with it."""
+"""What a network must offer to measure images with it.
+
+Letters: `B` images, `F` features, `C` classes, `c h w` pixels.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -6,13 +9,19 @@ from torch import Tensor, nn
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """A frozen network from images to feature vectors, for FID, or to logits, for the Inception Score.
+    """A frozen network from images to feature vectors, for FID, and on to logits, for the Inception Score.
 
     Subclasses set `num_features` and own every convention of their network: resizing, channel order, scale.
+    `resizing` says in words what they do about it.
     """
 
     num_features: int
+    resizing: str = "none"
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 `[B, C, H, W]` to floating-point features `[B, num_features]`."""
+        """Images uint8 `[B, c, h, w]` to floating-point features `[B, num_features]`; `B` may be 0."""
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Features `[B, F]` to unnormalized log-probabilities of classes `[B, C]`; `None` if the network has none."""
+        return None

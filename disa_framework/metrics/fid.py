@@ -16,22 +16,28 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from disa_framework.files import write_atomically
+from disa_framework.metrics.feature_set import Features
 from disa_framework.metrics.features import FeatureExtractor
 
+_MANY = 1_000_000_000  # so many that another factor changes no digit of the covariance
 
-def fid(extractor: FeatureExtractor) -> FrechetInceptionDistance:
+
+def fid(extractor: FeatureExtractor, synchronize: bool = True) -> FrechetInceptionDistance:
     """A Fréchet distance that takes uint8 images, sums features in float64 and keeps its reference on reset.
 
     Give the reference with `set_reference` or `update(images, real=True)`, then `update(images, real=False)`.
+    It adds up what all processes have seen, unless each of them has seen everything (`synchronize=False`).
     """
     # A kept result would outlive a new reference.
-    metric = FrechetInceptionDistance(extractor, reset_real_features=False, compute_with_cache=False)
+    metric = FrechetInceptionDistance(
+        extractor, reset_real_features=False, compute_with_cache=False, sync_on_compute=synchronize
+    )
     # torchmetrics sets this on the first update; a rank that drew no image must be able to compute, too.
     metric.orig_dtype = torch.float32
     return metric
 
 
-def inception_score(extractor: FeatureExtractor) -> InceptionScore:
+def inception_score(extractor: FeatureExtractor, synchronize: bool = True) -> InceptionScore:
     """An Inception Score that takes uint8 images; `compute()` gives mean and deviation over ten splits.
 
     The extractor has to return logits. The splits are the same in every call.
@@ -39,7 +45,7 @@ def inception_score(extractor: FeatureExtractor) -> InceptionScore:
     with warnings.catch_warnings():
         # It warns that it keeps all features: here they are only as many numbers as there are classes.
         warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all extracted features")
-        return _InceptionScore(extractor)
+        return _InceptionScore(extractor, sync_on_compute=synchronize)
 
 
 class _InceptionScore(InceptionScore):
@@ -53,7 +59,7 @@ class _InceptionScore(InceptionScore):
 
 
 def set_reference(
-    metric: FrechetInceptionDistance, mu: Tensor, sigma: Tensor, count: int = 1_000_000_000
+    metric: FrechetInceptionDistance, mu: Tensor, sigma: Tensor, count: int = _MANY
 ) -> None:
     """Make `N(mu, sigma)` the reference of the metric, in place of what it had.
 
@@ -78,10 +84,43 @@ def set_reference(
         )
     if count < 2:
         raise ValueError(f"count={count}: a covariance needs at least 2 images; give the number behind it")
+    _set_sums(metric, "real", mu, sigma, count)
+
+
+def _set_sums(metric: FrechetInceptionDistance, side: str, mu: Tensor, sigma: Tensor, count: int) -> None:
+    """What the metric would have summed up over `count` images, real or fake, of this mean and covariance."""
     mu, sigma = mu.to(metric.device, torch.float64), sigma.to(metric.device, torch.float64)
-    metric.real_features_sum = count * mu
-    metric.real_features_cov_sum = (count - 1) * sigma + count * torch.outer(mu, mu)
-    metric.real_features_num_samples = torch.tensor(count, device=metric.device)
+    setattr(metric, f"{side}_features_sum", count * mu)
+    setattr(metric, f"{side}_features_cov_sum", (count - 1) * sigma + count * torch.outer(mu, mu))
+    setattr(metric, f"{side}_features_num_samples", torch.tensor(count, device=metric.device))
+
+
+def frechet_distance(samples: Features, reference: Features) -> float:
+    """torchmetrics' Fréchet distance between two sets whose means and covariances are known already."""
+    metric = fid(_Given(len(samples.mu)), synchronize=False).to(samples.mu.device)
+    metric.update(torch.zeros(0, len(samples.mu), dtype=torch.float64), real=False)  # it warns if it never was
+    set_reference(metric, reference.mu, reference.sigma)
+    _set_sums(metric, "fake", samples.mu, samples.sigma, _MANY)
+    return metric.compute().item()
+
+
+def score_of_logits(logits: Tensor) -> tuple[float, float]:
+    """torchmetrics' Inception Score of logits `[N, C]` that are known already: mean and deviation over ten splits."""
+    metric = inception_score(_Given(logits.shape[1]), synchronize=False).to(logits.device)
+    metric.update(logits.double())
+    score, deviation = metric.compute()
+    return score.item(), deviation.item()
+
+
+class _Given(FeatureExtractor):
+    """Passes features on, where they are known already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
 
 
 def reference_statistics(metric: FrechetInceptionDistance) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,282 @@
+"""`disa-evaluate`, and `disa-predict` that measures what it draws: the same figure whichever way images come."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from disa_framework.callbacks.archive import Pixels, write_archive
+from disa_framework.cli.evaluate import evaluate
+from disa_framework.cli.predict import predict
+from disa_framework.data import DigitsData
+from disa_framework.metrics import to_uint8
+
+ROOT = Path(__file__).parent.parent
+CPU = ["--trainer.accelerator", "cpu"]
+QUIET = [*CPU, "--num_workers", "0", "--trainer.enable_progress_bar", "false"]
+DIGITS = ["--features", "DigitsFeatures", *QUIET]
+PIXELS = ["--features", "tests.evaluated.Pixels", *QUIET]
+DRAW = ["--config", "mixture/default", *CPU, "--trainer.enable_progress_bar", "false", "--schedule", "Constant",
+        "--schedule.steps", "2", "--num_images", "40", "--batch_size", "16"]  # fmt: skip
+
+
+def write_files(folder: Path, images: Pixels) -> Path:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image.squeeze(-1)).save(folder / f"{number:06}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits: 200 training images, and 80 held-out samples in every form."""
+    place = tmp_path_factory.mktemp("evaluate")
+    data = DigitsData("plain")
+    real = data.reference_images()[:200].permute(0, 2, 3, 1).numpy()
+    samples = to_uint8(data.val_dataset().tensors[0])[:80].permute(0, 2, 3, 1).numpy()
+    write_files(place / "real", real)
+    np.savez(place / "real.npz", real)
+    write_files(place / "flat", samples)
+    Image.fromarray(np.zeros((90, 90), np.uint8)).save(place / "flat/grid.png")
+    (place / "flat/.000001.png.7.tmp").write_bytes(b"half an image")
+    for part in range(4):
+        write_files(place / f"nested/{part:05}/samples", samples[20 * part : 20 * (part + 1)])
+    (place / "packed").mkdir()
+    write_archive(place / "packed/samples.npz", iter(samples), 80, [0] * 80)
+    np.savez(place / "adm.npz", samples)
+    np.savez_compressed(place / "compressed.npz", arr_1=np.zeros(80), arr_0=samples)
+    return place
+
+
+@pytest.fixture(scope="module")
+def figures(place: Path) -> dict[str, Any]:
+    """What the samples have, measured against images."""
+    return evaluate([str(place / "flat"), "--reference", str(place / "real"), "--precision_recall", "true", *DIGITS])
+
+
+def only_figures(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result.items() if isinstance(value, float)}
+
+
+def test_the_settings_are_told_with_the_figures(place: Path, figures: dict[str, Any]) -> None:
+    assert list(only_figures(figures)) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
+    assert figures["images"] == 80 and figures["reference"] == str(place / "real") and figures["resizing"] == "none"
+    assert figures["features"].endswith("DigitsFeatures") and len(figures["features_sha256"]) == 64
+
+
+@pytest.mark.parametrize("samples", ["nested", "packed", "packed/samples.npz", "adm.npz", "compressed.npz"])
+def test_images_are_the_same_in_every_form(samples: str, place: Path, figures: dict[str, Any]) -> None:
+    options = ["--reference", str(place / "real.npz"), "--precision_recall", "true", "--count", "80", *DIGITS]
+    found = evaluate([str(place / samples), *options, "--batch_size", "31"])
+    assert only_figures(found) == pytest.approx(only_figures(figures), rel=1e-5)
+
+
+def test_a_statistics_file_gives_the_figure_of_its_images(
+    place: Path, tmp_path: Path, figures: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = tmp_path / "new/real.npz"
+    assert evaluate(["--make-reference", str(place / "real"), "--reference", str(statistics), *DIGITS]) == {}
+    assert f"statistics of 200 images: {statistics}" in capsys.readouterr().out
+    found = evaluate([str(place / "flat"), "--reference", str(statistics), *DIGITS])
+    assert found["fid"] == pytest.approx(figures["fid"], rel=1e-6)
+    # ADM publishes statistics and some of their images in one file.
+    with np.load(statistics) as known, np.load(place / "real.npz") as images:
+        np.savez(tmp_path / "both.npz", arr_0=images["arr_0"][:100], mu=known["mu"], sigma=known["sigma"])
+    both = [str(place / "flat"), "--reference", str(tmp_path / "both.npz"), *DIGITS]
+    assert evaluate(both)["fid"] == found["fid"]
+    more = evaluate([*both, "--precision_recall", "true"])
+    assert more["fid"] == found["fid"] and 0 < more["recall"] <= 1
+
+
+def test_a_reference_is_cropped_on_request(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for file in sorted((place / "real").iterdir()):
+        wide = np.pad(np.array(Image.open(file)), ((0, 0), (3, 3)))
+        Image.fromarray(wide).save(folder / file.name)
+    options = [str(place / "real"), "--reference", str(folder), *DIGITS]
+    assert abs(evaluate([*options, "--image_size", "8"])["fid"]) < 1e-4
+    with pytest.raises(ValueError, match="uint8"):
+        evaluate(options)
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program away from the checkout."""
+    program = [str(Path(sys.executable).with_name(args[0])), *args[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_three_processes_one_without_images_give_one_figure(
+    place: Path, tmp_path: Path, figures: dict[str, Any]
+) -> None:
+    options = ["--reference", str(place / "real"), "--precision_recall", "true", *DIGITS, "--batch_size", "40"]
+    ranks = ["--trainer.devices", "3", "--trainer.strategy", "ddp"]
+    done = run("disa-evaluate", str(place / "flat"), *options, *ranks, "--output", "deep/figures.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "deep/figures.json").read_text())
+    assert only_figures(written) == pytest.approx(only_figures(figures), rel=1e-6)
+    assert done.stdout.count("fid ") == 1 and "warn" not in done.stderr.lower()
+
+
+def test_a_damaged_file_ends_all_processes_and_is_named(place: Path, tmp_path: Path) -> None:
+    with np.load(place / "adm.npz") as archive:
+        folder = write_files(tmp_path / "drawn", archive["arr_0"])
+    damaged = folder / "000079.png"  # the second process reads it
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--batch_size", "40"]
+    began = time.monotonic()
+    done = run("disa-evaluate", "drawn", "--reference", str(place / "real.npz"), *DIGITS, *ranks, cwd=tmp_path)
+    assert done.returncode != 0 and time.monotonic() - began < 120
+    assert "disa-evaluate: error: drawn/000079.png is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- what cannot be measured --------------------------------------------------------------------------------
+
+
+def broken(place: Path, tmp_path: Path) -> dict[str, Path]:
+    """What is wrong, by name."""
+    (tmp_path / "empty").mkdir()
+    with np.load(place / "adm.npz") as archive:
+        digits = archive["arr_0"]
+    odd = write_files(tmp_path / "odd", digits[:5])
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(odd / "000003.png")
+    color = write_files(tmp_path / "color", digits[:5])
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(color / "000004.png")
+    short = write_files(tmp_path / "short", digits[:5])
+    (short / "000002.png").write_bytes((short / "000002.png").read_bytes()[:60])
+    write_files(tmp_path / "one", digits[:1])
+    np.savez(tmp_path / "keys.npz", images=digits)
+    np.savez(tmp_path / "floats.npz", digits / 255.0)
+    (tmp_path / "cut.npz").write_bytes((place / "adm.npz").read_bytes()[:500])
+    np.savez(tmp_path / "two.npz", mu=np.zeros(2), sigma=np.eye(2))
+    np.savez(tmp_path / "fits.npz", mu=np.zeros(64), sigma=np.eye(64))
+    return {path.name: path for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "message"),
+    [
+        ("empty", "fits.npz", r"no images \(.png, .jpg, .jpeg\) in .*empty"),
+        ("nowhere", "fits.npz", "no folder or file at .*nowhere"),
+        ("odd", "fits.npz", "000003.png is 8x9 with 1 channel, .*000000.png is 8x8 with 1 channel: .* one size"),
+        ("color", "fits.npz", "000004.png is 8x8 with 3 channels, .*000000.png is 8x8 with 1 channel"),
+        ("short", "fits.npz", "000002.png is damaged or not an image"),
+        ("one", "fits.npz", "1 image cannot be measured"),
+        ("keys.npz", "fits.npz", r"keys.npz lacks arr_0, holds \['images'\]"),
+        ("floats.npz", "fits.npz", r"floats.npz is float64 \[80, 8, 8, 1\]: must be uint8"),
+        ("cut.npz", "fits.npz", "cut.npz is not an .npz archive, or is cut short"),
+        ("flat", "two.npz", "two.npz holds statistics of 2 features, DigitsFeatures gives 64"),
+        ("flat", "keys.npz", r"keys.npz lacks \['mu', 'sigma'\], holds \['images'\]"),
+        ("flat", "nowhere.npz", "nowhere.npz"),
+        ("flat", "empty", "no images .* in .*empty"),
+        ("flat", None, "give the reference to compare with"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(
+    samples: str, reference: str | None, message: str, place: Path, tmp_path: Path
+) -> None:
+    found = broken(place, tmp_path)
+    against = [] if reference is None else ["--reference", str(found.get(reference, reference))]
+    with (
+        pytest.raises((ValueError, OSError), match=message) as error,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("warnings.warn", lambda *_, **__: None)  # that five images are few
+        evaluate([str(found.get(samples, place / samples)), *against, *DIGITS])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--count", "81"], "flat holds 80 images, not 81"),
+        (["--inception", "weights.pth"], "either inception, .* or features"),
+        (["--make-reference", "real", "--reference", "folder"], "to which file"),
+        (["--reference", "fits.npz", "--precision_recall", "true"], "fits.npz holds no images, which precision"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: list[str], message: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(place, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        evaluate([str(place / "flat"), "--reference", "two.npz", *options, *DIGITS])
+    assert not list(tmp_path.glob("*.json"))
+
+
+# --- while images are drawn ---------------------------------------------------------------------------------
+
+
+def test_images_are_measured_while_they_are_drawn_and_none_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    predict([*DRAW, "--output", "reference", "--seed", "1"])
+    predict([*DRAW, "--output", "kept"])
+    kept = evaluate(["kept", "--reference", "reference", "--precision_recall", "true", *PIXELS])
+    options = ["--format", "none", "--evaluate.reference", str(tmp_path / "reference"),
+               "--evaluate.precision_recall", "true", "--evaluate.features", "tests.evaluated.Pixels"]  # fmt: skip
+    folder = predict([*DRAW, "--output", "one", *options])
+    done = run("disa-predict", *DRAW, "--output", "two", *options, "--trainer.devices", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    for found in (one, two):
+        seconds = found.pop("seconds_per_image")
+        assert only_figures(found) == pytest.approx(only_figures(kept), rel=1e-6) and seconds > 0
+    assert one["images"] == 40 and one["made"]["budget"] == two["made"]["budget"]
+    assert [file.name for file in folder.path.iterdir()] == ["evaluation.json"]
+
+
+def test_images_are_either_kept_or_measured(tmp_path: Path) -> None:
+    output = ["--output", str(tmp_path / "drawn")]
+    with pytest.raises(ValueError, match=r"give --evaluate\.reference and --format none together"):
+        predict([*DRAW, *output, "--evaluate.reference", "r.npz", "--evaluate.features", "tests.evaluated.Pixels"])
+    with pytest.raises(ValueError, match=r"give --evaluate\.reference and --format none together"):
+        predict([*DRAW, *output, "--format", "none"])
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_classes_are_drawn_in_order_with_so_many_images_each(tmp_path: Path) -> None:
+    options = [
+        "--config", "mixture/default", "--model.num_classes", "5", "--schedule", "Constant", "--schedule.steps", "2",
+        "--labels", "[4, 0, 2]", "--images_per_class", "3", "--format", "npz", "--output", str(tmp_path),
+        *CPU, "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+    folder = predict(options)
+    with np.load(folder.archive) as archive:
+        assert archive["arr_1"].tolist() == [4, 4, 4, 0, 0, 0, 2, 2, 2]
+    with pytest.raises(ValueError, match="3 classes with 3 images each are 9 images, not 10"):
+        predict([*options, "--num_images", "10"])
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs/evaluation.md").read_text()
+COMMANDS = re.findall(r"^    (disa-\w+ .*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_page_is_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *args = shlex.split(line)
+    with pytest.raises(SystemExit) as stop:
+        {"disa-evaluate": evaluate, "disa-predict": predict}[name]([*args, "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate(["--help"])
+    assert "examples:\n  disa-evaluate drawn --reference" in capsys.readouterr().out
