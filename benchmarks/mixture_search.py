@@ -36,7 +36,7 @@ from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
 from disa_framework.search.study import fitted_ramps, ranked, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 
-STAGES, PROJECTIONS, SAMPLES = 16, 128, 1000
+STAGES, PROJECTIONS, SAMPLES = 16, 128, 3000
 NOISE = (100, 101, 102)  # seeds of the samples that are compared; searches draw with seed 0
 DDPM_950, FAST = DDPM(Spaced(clip=950)), DPMSolverPP(2, Spaced(clip=950))
 T = TypeVar("T")

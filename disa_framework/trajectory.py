@@ -76,13 +76,14 @@ class _Follower:
     def __init__(self, process: Process, nodes: Nodes) -> None:
         self.nodes, self.learns_variance = nodes, process.learns_variance
         self.to_clean = [process.to_clean(a, s) for a, s in zip(nodes.alphas, nodes.sigmas, strict=True)]
-        fits = [i for i, factors in enumerate(self.to_clean) if max(map(abs, factors)) <= _LARGEST]
-        self.rows = fits or [len(nodes) - 1]
+        noisy = [i for i, sigma in enumerate(nodes.sigmas) if sigma]  # Heun looks at finished tokens, too
+        fits = [i for i in noisy if max(map(abs, self.to_clean[i])) <= _LARGEST]
+        self.rows = fits or noisy[-1:]
 
     def __call__(self, x: Tensor, out: Tensor, i: int) -> None:
         if i == 0:
             self.start = x
-        if i < self.rows[0]:
+        if not self.rows[0] <= i <= self.rows[-1]:
             return
         if self.learns_variance:
             out = out.chunk(2, dim=-1)[0]
@@ -106,5 +107,5 @@ class _Follower:
 
     def signals(self, tokens: Tensor) -> Signals:
         line = torch.nn.functional.normalize(self.start - tokens, dim=-1)
-        cosines = (self.directions * line).sum(dim=-1) / (len(self.nodes) - self.rows[0])
+        cosines = (self.directions * line).sum(dim=-1) / len(self.rows)
         return Signals(cosines.mean(), (tokens - self.first).square().mean(), self.missed.square().mean().sqrt())

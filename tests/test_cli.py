@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from disa_framework.cli.common import find_config
+from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
@@ -100,7 +101,7 @@ def test_training_goes_on_from_its_checkpoint(digits_run: Path) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_read_by_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = search if name.endswith("/search") else predict
+    command = {"search": search, "diagnose": diagnose}.get(name.split("/")[-1], predict)
     with pytest.raises(SystemExit) as stop:
         command(["--config", name, "--print_config"])
     assert stop.value.code == 0

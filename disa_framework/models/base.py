@@ -31,11 +31,14 @@ class Proposal:
         shape: `(n, D)`, the tokens of one sample that the stage draws.
         denoise: the head, ready for these tokens; guidance is applied within.
         places: whatever `accept` needs to put the tokens in their places.
+        z: `[G B, n, Z]`, what the head is told of each token, conditional rows first; `None` where head and backbone
+            are one network. Generation does not read it, diagnostics do.
     """
 
     shape: tuple[int, int]
     denoise: Denoiser
     places: Any = None
+    z: Tensor | None = None
 
 
 class ARDiffusionModel(nn.Module, ABC):

@@ -140,7 +140,7 @@ class CausalAR(ARDiffusionModel):
             x = self.token_embed(state.drawn[stage - 1]).repeat(2 if state.guidance.active else 1, 1, 1)
         z = self.backbone(x, stage, state.caches)
         scale = state.guidance.at((stage + 1) / self.max_stages)
-        return Proposal((1, self.token_channels), self.diffloss.denoiser(z, scale, state.guidance))
+        return Proposal((1, self.token_channels), self.diffloss.denoiser(z, scale, state.guidance), z=z)
 
     def accept(self, state: CausalState, proposal: Proposal, tokens: Tensor) -> CausalState:
         return replace(state, drawn=(*state.drawn, tokens))

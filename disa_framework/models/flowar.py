@@ -240,7 +240,7 @@ class FlowAR(ARDiffusionModel):
         tables = state.tables[stage]
         z = self.backbone(x, state.class_embedding, tables, place, state.caches)
         scale = state.guidance.at(stage / (self.max_stages - 1) if stage else 0.0)
-        return Proposal((z.shape[1], self.latent_shape[0]), self._denoiser(z, tables.head, scale, state.guidance))
+        return Proposal((z.shape[1], self.latent_shape[0]), self._denoiser(z, tables.head, scale, state.guidance), z=z)
 
     def accept(self, state: FlowARState, proposal: Proposal, tokens: Tensor) -> FlowARState:
         return replace(state, tokens=tokens)

@@ -283,7 +283,7 @@ class MAR(ARDiffusionModel):
     def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor) -> Proposal:
         """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
         denoise = self.diffloss.denoiser(z, state.scale(stage), state.guidance)
-        return Proposal((drawn.shape[1], self.token_channels), denoise, drawn)
+        return Proposal((drawn.shape[1], self.token_channels), denoise, drawn, z)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
         return state.accept(proposal.places, tokens)

@@ -121,7 +121,8 @@ class MixtureAR(ARDiffusionModel):
         variance = factor[:, start:end].square().sum(dim=1)  # [n]
         scale = state.guidance.at(end / self.means.shape[1])
         denoise = self._denoiser(state.log_weights, mean, variance, scale, state.guidance)
-        return Proposal((end - start, 1), denoise, (start, end))
+        weights = state.log_weights.softmax(dim=-1)[0, :, None].expand(-1, end - start, -1)
+        return Proposal((end - start, 1), denoise, (start, end), torch.cat((weights, mean.mT), dim=-1))
 
     def accept(self, state: MixtureState, proposal: Proposal, tokens: Tensor) -> MixtureState:
         start, end = proposal.places
@@ -151,6 +152,8 @@ class MixtureAR(ARDiffusionModel):
         self, log_weights: Tensor, mean: Tensor, variance: Tensor, scale: float, guidance: Guidance
     ) -> Denoiser:
         """The exact head for tokens with component means `[B, M, n]` and variances `[n]`."""
+        mean = mean.transpose(0, 1).contiguous()  # [M, B, n]
+        weights = log_weights.mT[..., None].contiguous()  # [G, M, B, 1]
 
         def denoiser(nodes: Nodes) -> Step:
             acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
@@ -159,7 +162,7 @@ class MixtureAR(ARDiffusionModel):
                 alpha, sigma = nodes.alphas[i], nodes.sigmas[i]
                 outs = [
                     self.process.target(*exact_posterior(x.squeeze(-1), w, mean, variance, alpha, sigma))[..., None]
-                    for w in log_weights[: 2 if acts[i] else 1]
+                    for w in weights[: 2 if acts[i] else 1]
                 ]
                 return combine(outs[0], outs[1], scale) if acts[i] else outs[0]
 
@@ -175,16 +178,14 @@ def exact_posterior(
 
     Args:
         x: `[B, n]` noisy tokens.
-        log_weights: `[B, M]` of the components.
-        mean: `[B, M, n]` of the clean tokens.
+        log_weights: `[M, B, 1]` of the components, up to a constant.
+        mean: `[M, B, n]` of the clean tokens.
         variance: `[n]` of the clean tokens within a component.
         alpha, sigma: factors of the process.
     """
     total = alpha**2 * variance + sigma**2
-    offset = x[:, None] - alpha * mean  # [B, M, n]
-    share = torch.softmax(log_weights[..., None] - 0.5 * offset.square() / total, dim=1)
-    clean = (share * (mean + alpha * variance / total * offset)).sum(dim=1)
-    noise = (share * offset).sum(dim=1) * (sigma / total)
-    return clean, noise
-
-
+    logits = log_weights - (x - alpha * mean).square() * (0.5 / total)
+    share = (logits - logits.amax(dim=0)).exp()  # softmax is slow over few components
+    center = (share * mean).sum(dim=0) / share.sum(dim=0)
+    beyond = (x - alpha * center) / total
+    return center + alpha * variance * beyond, sigma * beyond

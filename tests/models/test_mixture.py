@@ -55,7 +55,7 @@ def test_the_head_is_the_posterior_mean_that_integration_gives(alpha: float, sig
     density = log_density.softmax(dim=-1)  # [B, n, grid]
     clean = (density * grid).sum(dim=-1)
 
-    got_clean, got_noise = exact_posterior(x, log_weights, mean, variance, alpha, sigma)
+    got_clean, got_noise = exact_posterior(x, log_weights.T[..., None], mean.transpose(0, 1), variance, alpha, sigma)
     torch.testing.assert_close(got_clean, clean, rtol=0, atol=1e-6)
     torch.testing.assert_close(got_noise, (x - alpha * clean) / sigma, rtol=0, atol=1e-6 / sigma)
 

@@ -1,0 +1,167 @@
+"""`disa-diagnose`: shows why a schedule works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from lightning import Trainer
+from tqdm import tqdm
+
+from disa_framework import diagnostics
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.predict import _labels, _load, _with_vae
+from disa_framework.cli.search import _aligned
+from disa_framework.data import in_turn, read_prompts
+from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
+from disa_framework.diagnostics.ablation import plot, save, table
+from disa_framework.diagnostics.page import picture, write_page
+from disa_framework.diagnostics.runs import Progress
+from disa_framework.generation import check_request
+from disa_framework.models.base import Condition
+from disa_framework.module import ARDiffusionModule
+from disa_framework.schedules import Constant
+from disa_framework.search.meter import Meter
+from disa_framework.search.quality import Quality
+
+_DIAGNOSE = """Shows why a step schedule works. Stage by stage: how well tokens are predicted from what the head is told
+of them, their variance and entropy, how straight the way from noise is, the error of few steps, and time. Or, with
+--ablation, what becomes of the images when one thing is varied, measured by --metric.
+
+examples:
+  disa-diagnose --config mixture/diagnose
+  disa-diagnose --config digits/diagnose --ckpt_path last.ckpt --parts '[variance, straightness]'
+  disa-diagnose --config mar/base --ckpt_path checkpoint-last.pth --num_samples 200 --batch_size 50 --stride 8
+  disa-diagnose --config mixture/diagnose --ablation early_late
+  disa-diagnose --config digits/diagnose --ckpt_path last.ckpt --ablation solvers --steps 25
+
+The output folder then holds stages.csv (ABLATION.csv), a row a stage (a setting), stages.html, and its pictures as PNG.
+The schedule is left aside: stages are compared at the same --steps. All is done by one process on one device.
+"""
+
+
+def diagnose(args: Sequence[str] | None = None) -> Path:
+    """Measures, and returns the folder of the results; see `disa-diagnose --help`."""
+    parser = _make_parser()
+    config = _with_vae(parser, parse(parser, args))
+    init = instantiate(parser, config)
+    init.schedule = Constant(config.steps)
+    module, folder = make_module(init), Path(config.output)
+    condition = _condition(config, module)
+    _load(module.model, config.ckpt_path)
+    trainer = {**init.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if config.ablation is None:
+        _report_stages(folder, _diagnosis(config, module, condition, trainer))
+    elif init.metric is None:
+        raise ValueError("an ablation measures what is drawn: give --metric, as the configuration digits/diagnose does")
+    else:
+        _report_ablation(folder, config.ablation, _cases(config, module, init.metric, condition, trainer))
+    return folder
+
+
+def command() -> None:
+    """The program `disa-diagnose`."""
+    run("disa-diagnose", diagnose)
+
+
+def _make_parser() -> ArgumentParser:
+    parser = make_parser("disa-diagnose", _DIAGNOSE)
+    add = parser.add_argument
+    add("--parts", type=list[str], default=list(PARTS), help="What to measure.")
+    add("--ablation", choices=list(ABLATIONS), help="Vary this instead.")
+    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
+    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
+    add("--num_samples", type=PositiveInt, default=1000, help="Samples drawn; of an ablation, with each setting.")
+    add("--batch_size", type=PositiveInt, default=250, help="Samples drawn together; errors and times are one batch's.")
+    add("--steps", type=PositiveInt, default=50, help="Steps at every stage; of an ablation, those that are many.")
+    add("--menu", type=list[int], default=list(diagnostics.MENU), help="Numbers of steps that are few, rising.")
+    add("--repeats", type=PositiveInt, default=8, help="Draws from what the head is told, for variance and entropy.")
+    add("--stride", type=PositiveInt, default=1, help="Measure errors every so many stages.")
+    add("--seeds", type=PositiveInt, default=3, help="Seeds of the noise of an ablation.")
+    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
+    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
+    add("--output", type=str, default="outputs/diagnosis", help="Folder for the results.")
+    parser.add_subclass_arguments(Quality, "metric", required=False, help="What an ablation measures.")
+    parser.add_class_arguments(ARDiffusionModule, skip={"optimization", "schedule"}, sub_configs=True)
+    for section in ("data", "optimization", "schedule"):  # other commands' part of a configuration that all read
+        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    return parser
+
+
+def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
+    """What every sample is asked to be."""
+    condition: Condition
+    if config.prompts:
+        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], config.num_samples)
+    else:
+        condition = torch.tensor(in_turn(_labels(module.model, config.labels), config.num_samples))
+    check_request(module.model, module.num_stages, condition)
+    return condition
+
+
+def _diagnosis(
+    config: Namespace, module: ARDiffusionModule, condition: Condition, options: dict[str, Any]
+) -> Diagnosis:
+    trainer = Trainer(**{**options, "logger": False, "enable_checkpointing": False, "callbacks": []})
+    plugin = trainer.precision_plugin
+    plugin.convert_module(module).to(trainer.strategy.root_device)
+    with _bar("diagnosis") as progress, plugin.predict_step_context():
+        return diagnostics.diagnose(
+            module, condition, parts=config.parts, batch_size=config.batch_size, steps=config.steps,
+            repeats=config.repeats, menu=config.menu, stride=config.stride, progress=progress,
+        )  # fmt: skip
+
+
+def _cases(
+    config: Namespace, module: ARDiffusionModule, metric: Quality, condition: Condition, options: dict[str, Any]
+) -> list[Case]:
+    meter = Meter(module, metric, condition, config.batch_size, options)
+    with meter.lead(), _bar(config.ablation) as progress:
+        return diagnostics.measure_ablation(
+            meter, config.ablation, count=config.num_samples, steps=config.steps, menu=config.menu, seeds=config.seeds,
+            progress=progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    """A progress bar for several counts, one after the other."""
+    with tqdm(desc=name, delay=0.1) as bar:
+
+        def show(done: int, total: int) -> None:
+            if total != bar.total or done < bar.n:
+                bar.reset(total)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _report_stages(folder: Path, diagnosis: Diagnosis) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    diagnosis.save(folder / "stages.csv")
+    pictures = {part: picture(partial(diagnosis.plot, part)) for part in diagnosis.parts}
+    page = folder / "stages.html"
+    write_page(page, "What each stage shows", diagnosis.table(), pictures)
+    print(*_aligned(diagnosis.table()), sep="\n")
+    print(f"trend is the rank correlation with the stage; all: {folder / 'stages.csv'}, {page}")
+
+
+def _report_ablation(folder: Path, name: str, cases: Sequence[Case]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / f"{name}.csv", cases)
+    pictures = {name: picture(lambda axes: plot(cases, axes), height=1 + 0.3 * len(cases))}
+    page = folder / f"{name}.html"
+    write_page(page, f"Ablation: {name}", table(cases), pictures)
+    print(*_aligned(table(cases)), sep="\n")
+    if name == "early_late":
+        for few, ratios in diagnostics.asymmetry(cases).items():
+            span = f"{min(ratios):.2f} … {max(ratios):.2f}"
+            print(f"cut to {few} steps, early is {mean(ratios):.2f} ({span}) times as far off as late")
+    print(f"all: {folder / f'{name}.csv'}, {page}")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from disa_framework.diagnostics.diagnosis import rank_correlation
+from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy, mixture_entropy
+from disa_framework.models import MixtureAR
+
+
+def normal_entropy(variance: float) -> float:
+    return 0.5 * math.log(2 * math.pi * math.e * variance)
+
+
+def test_the_entropy_of_one_component_is_that_of_a_gaussian() -> None:
+    found = mixture_entropy(torch.zeros(2, 1), torch.tensor([[0.0], [5.0]]).double(), torch.tensor(0.03))
+    assert found.tolist() == pytest.approx([normal_entropy(0.03)] * 2, abs=1e-7)
+
+
+def test_components_that_do_not_meet_add_the_entropy_of_their_weights() -> None:
+    weights = torch.tensor([[0.2, 0.3, 0.5]]).double()
+    found = mixture_entropy(weights.log() - 70, torch.tensor([[-6.0, 0.0, 9.0]]).double(), torch.tensor(0.04))
+    choice = -(weights * weights.log()).sum().item()
+    assert found.item() == pytest.approx(normal_entropy(0.04) + choice, abs=1e-7)
+
+
+def test_components_that_coincide_are_one() -> None:
+    found = mixture_entropy(torch.zeros(1, 4), torch.full((1, 4), 2.0).double(), torch.tensor(0.5))
+    assert found.item() == pytest.approx(normal_entropy(0.5), abs=1e-7)
+
+
+def test_conditional_entropies_of_a_gaussian_add_up_to_that_of_all_tokens() -> None:
+    model = MixtureAR(6, 1)
+    by_stage = conditional_entropy(model, 6, None, 3)
+    logdet = 2 * model.cholesky.diagonal().log().sum().item()
+    assert sum(by_stage) == pytest.approx(0.5 * (6 * math.log(2 * math.pi * math.e) + logdet), abs=1e-6)
+    assert by_stage == sorted(by_stage, reverse=True)
+
+
+def test_tokens_of_one_stage_do_not_know_each_other() -> None:
+    model = MixtureAR(6, 1)
+    assert conditional_entropy(model, 1, None, 3) == pytest.approx([normal_entropy(0.06)], abs=1e-6)
+
+
+def test_entropy_falls_with_the_stage() -> None:
+    found = conditional_entropy(MixtureAR(), 16, None, 200)
+    assert rank_correlation(found) < -0.9 and found[0] > found[-1] + 1
+
+
+def test_a_class_leaves_less_to_know() -> None:
+    model = MixtureAR(4, 8, num_classes=8)
+    known = conditional_entropy(model, 4, torch.zeros(50, dtype=torch.long), 50)
+    assert known[0] == pytest.approx(normal_entropy(0.06), abs=1e-6)
+    assert conditional_entropy(model, 4, None, 50)[0] > known[0] + 0.5
+
+
+@pytest.mark.parametrize("repeats", [2, 5, 12])
+def test_the_estimate_is_right_for_gaussians_however_few_the_repeats(repeats: int) -> None:
+    draws = 0.3 * torch.randn(repeats, 40_000, generator=torch.Generator().manual_seed(0))
+    assert gaussian_entropy(draws.var(dim=0), repeats) == pytest.approx(normal_entropy(0.09), abs=0.03)
+
+
+def test_one_draw_has_no_variance() -> None:
+    with pytest.raises(ValueError, match="at least 2 repeats, got 1"):
+        gaussian_entropy(torch.ones(3), 1)
