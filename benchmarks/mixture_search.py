@@ -91,7 +91,7 @@ def study(
     with meter.lead():
         costs = Costs(module, analytic_cost)
         objective = Objective(meter, costs, Space(space), limit, (4000, 20_000))
-        starts = fitted_ramps(costs, objective.base, limit) | {"calibrated": calibrated}
+        starts = {"calibrated": calibrated} | fitted_ramps(costs, objective.base, limit)
         return objective.setting(ranked(search(objective, trials, starts=starts))[0]).schedule
 
 

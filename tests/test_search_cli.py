@@ -52,7 +52,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
     out = capsys.readouterr().out
     assert "winner" in out and "baseline" in out and "8 trials: " in out
     rows = trials(folder)
-    assert [row["start"] for row in rows[:2]] == ["mine (given)", "Constant"] and len(rows) == 8
+    assert [row["start"] for row in rows[:3]] == ["mine (given)", "Calibrated", "Constant"] and len(rows) == 8
     assert all(float(row["cost"]) <= 24 for row in rows)
     assert (folder / "report.html").read_text().count("data:image/png") == 3
 
@@ -127,12 +127,11 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     config = yaml.safe_load(Path(find_config("digits/search")).read_text())
     config["model"]["init_args"] = TINY_DIGITS
     faulty = {"class_path": "tests.search.small.Faulty", "init_args": {"most": 12}}
-    config["space"]["solvers"] = [{"class_path": "disa_framework.solvers.DDPM"}, faulty]
+    config |= {"solver": faulty, "schedule": {"class_path": "Constant", "init_args": {"steps": 8}}, "calibrate": False}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     args = [
         "--config", str(tmp_path / "tiny.yaml"), "--ckpt_path", str(tmp_path / "tiny.safetensors"), "--evaluations",
-        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "12", "--seeds", "1",
-        "--profile_samples", "50",
+        "32", "--num_stages", "4", "--rungs", "[100, 200]", "--batch_size", "20", "--trials", "16", "--seeds", "1",
     ]  # fmt: skip
     done = run(*args, "--output", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from lightning import Trainer
 from tqdm import tqdm
 
 from disa_framework import diagnostics
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.predict import _labels, _load, _with_vae
-from disa_framework.cli.search import _aligned
+from disa_framework.cli.drawing import classes, load, with_vae
+from disa_framework.cli.report import aligned
 from disa_framework.data import in_turn, read_prompts
 from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
 from disa_framework.diagnostics.ablation import plot, save, table
@@ -50,12 +49,12 @@ The schedule is left aside: stages are compared at the same --steps. All is done
 def diagnose(args: Sequence[str] | None = None) -> Path:
     """Measures, and returns the folder of the results; see `disa-diagnose --help`."""
     parser = _make_parser()
-    config = _with_vae(parser, parse(parser, args))
+    config = with_vae(parser, parse(parser, args))
     init = instantiate(parser, config)
     init.schedule = Constant(config.steps)
     module, folder = make_module(init), Path(config.output)
     condition = _condition(config, module)
-    _load(module.model, config.ckpt_path)
+    load(module.model, config.ckpt_path)
     trainer = {**init.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     if config.ablation is None:
         _report_stages(folder, _diagnosis(config, module, condition, trainer))
@@ -101,7 +100,7 @@ def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
     if config.prompts:
         condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], config.num_samples)
     else:
-        condition = torch.tensor(in_turn(_labels(module.model, config.labels), config.num_samples))
+        condition = torch.tensor(in_turn(classes(module.model, config.labels), config.num_samples))
     check_request(module.model, module.num_stages, condition)
     return condition
 
@@ -109,10 +108,8 @@ def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
 def _diagnosis(
     config: Namespace, module: ARDiffusionModule, condition: Condition, options: dict[str, Any]
 ) -> Diagnosis:
-    trainer = Trainer(**{**options, "logger": False, "enable_checkpointing": False, "callbacks": []})
-    plugin = trainer.precision_plugin
-    plugin.convert_module(module).to(trainer.strategy.root_device)
-    with _bar("diagnosis") as progress, plugin.predict_step_context():
+    meter = Meter(module, None, condition, config.batch_size, options)
+    with _bar("diagnosis") as progress, meter.on_device():
         return diagnostics.diagnose(
             module, condition, parts=config.parts, batch_size=config.batch_size, steps=config.steps,
             repeats=config.repeats, menu=config.menu, stride=config.stride, progress=progress,
@@ -149,7 +146,7 @@ def _report_stages(folder: Path, diagnosis: Diagnosis) -> None:
     pictures = {part: picture(partial(diagnosis.plot, part)) for part in diagnosis.parts}
     page = folder / "stages.html"
     write_page(page, "What each stage shows", diagnosis.table(), pictures)
-    print(*_aligned(diagnosis.table()), sep="\n")
+    print(*aligned(diagnosis.table()), sep="\n")
     print(f"trend is the rank correlation with the stage; all: {folder / 'stages.csv'}, {page}")
 
 
@@ -159,7 +156,7 @@ def _report_ablation(folder: Path, name: str, cases: Sequence[Case]) -> None:
     pictures = {name: picture(lambda axes: plot(cases, axes), height=1 + 0.3 * len(cases))}
     page = folder / f"{name}.html"
     write_page(page, f"Ablation: {name}", table(cases), pictures)
-    print(*_aligned(table(cases)), sep="\n")
+    print(*aligned(table(cases)), sep="\n")
     if name == "early_late":
         for few, ratios in diagnostics.asymmetry(cases).items():
             span = f"{min(ratios):.2f} … {max(ratios):.2f}"

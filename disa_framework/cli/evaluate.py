@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_only
 
 from disa_framework.cli.common import instantiate, make_parser, parse, run
-from disa_framework.cli.predict import _hash
+from disa_framework.cli.drawing import digest_of
 from disa_framework.cli.report import report
 from disa_framework.metrics import FeatureExtractor
 from disa_framework.metrics.evaluation import WORKERS, Comparison, describe, figures, read_features
@@ -43,7 +43,7 @@ def evaluate(args: Sequence[str] | None = None) -> dict[str, Any]:
     extractor = comparison.extractor()
     reading = {"batch_size": init.batch_size, "num_workers": init.num_workers, "trainer": dict(init.trainer)}
     samples = _samples(init)
-    weights = _hash(extractor.state_dict())
+    weights = digest_of(extractor.state_dict())
     if init.make_reference:
         reference = _make_reference(init, extractor, reading)
     else:

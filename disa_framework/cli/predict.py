@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from disa_framework.callbacks import Evaluation, ImageWriter, SampleFolder, Throughput
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.drawing import classes, digest_of, load, with_vae
 from disa_framework.cli.report import report
 from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
 from disa_framework.metrics.evaluation import Comparison, collect, describe, figures
 from disa_framework.metrics.feature_set import FeatureSet
 from disa_framework.models import ARDiffusionModel, Identity
-from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.models.checkpoint import load_weights
 from disa_framework.module import ARDiffusionModule
 
 _PREDICT = """Draws images with an autoregressive image generator with a diffusion head.
@@ -43,22 +43,21 @@ _DECIDES_PIXELS = (
     "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels", "images_per_class",
 )  # fmt: skip
 _NOTHING = "none"  # to keep
-_AUTOENCODER = "disa_framework.models.Autoencoder"
 
 
 def predict(args: Sequence[str] | None = None) -> SampleFolder:
     """Draws images into a folder and returns it; see `disa-predict --help`."""
     parser = _make_parser()
-    config = _with_vae(parser, parse(parser, args))
+    config = with_vae(parser, parse(parser, args))
     _check_measured(config)
     prompts = read_prompts(config.prompts) if config.prompts else []
     init = instantiate(parser, config)
     module, folder = make_module(init), SampleFolder(config.output, prompts)
-    labels = None if prompts else _labels(module.model, config.labels)
+    labels = None if prompts else classes(module.model, config.labels)
     data = _requests(config, prompts, labels, tuple if config.format == _NOTHING else folder.finished)
     _check(module, data)
     evaluations = module.evaluations()
-    _load(module.model, config.ckpt_path)
+    load(module.model, config.ckpt_path)
     made = {
         "settings": _settings(parser, config, module.model, prompts),
         "num_images": data.num_images,
@@ -114,27 +113,6 @@ def _check_measured(config: Namespace) -> None:
         raise ValueError("--grid shows images that are kept: leave it out, or choose another --format")
 
 
-def _with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """The configuration with `--vae` where the tokenizer takes its weights from."""
-    if config.vae and not config.tokenizer:
-        config = parser.parse_object({"tokenizer": _AUTOENCODER}, config)
-    options: Any = config.tokenizer.get("init_args", {}) if config.tokenizer else {}
-    if config.vae and "weights" not in options:
-        raise ValueError(f"the tokenizer {config.tokenizer.class_path} has no weights: leave --vae out")
-    if config.vae:
-        options["weights"] = config.vae
-    if options.get("weights", "") is None:
-        raise ValueError("the autoencoder has weights: give them with --vae")
-    return config
-
-
-def _labels(model: ARDiffusionModel, labels: list[int] | None) -> list[int]:
-    """The classes to draw in turn."""
-    if labels is None and not model.num_classes:
-        raise ValueError("this model draws from prompts: give --prompts FILE")
-    return list(range(model.num_classes)) if labels is None else labels
-
-
 def _requests(
     config: Namespace,
     prompts: list[dict[str, Any]],
@@ -174,13 +152,6 @@ def _check(module: ARDiffusionModule, data: RequestData) -> None:
         raise ValueError(f"this model draws latents of {channels} channels: give the autoencoder with --vae")
 
 
-def _load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
-    if ckpt_path:
-        apply_weights(model, load_weights(ckpt_path), ckpt_path)
-    elif any(True for _ in model.parameters()):
-        raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
-
-
 def _keep(
     module: ARDiffusionModule,
     data: RequestData,
@@ -211,7 +182,7 @@ def _measure(
     """Measures images while they are drawn, and keeps none."""
     output.parent.mkdir(parents=True, exist_ok=True)
     extractor, timer = comparison.extractor(), Throughput()
-    digest = _hash(extractor.state_dict())
+    digest = digest_of(extractor.state_dict())
     reference = comparison.reference_features(extractor, trainer=options)
     features = FeatureSet(extractor, data.num_images, comparison.precision_recall)
     trainer = Trainer(**{**options, "callbacks": [timer, Evaluation(features)]})
@@ -256,18 +227,9 @@ def _settings(
     whole = json.loads(parser.dump(config, format="json", skip_unset=False))
     options = (whole["tokenizer"] or {}).get("init_args", {})
     if options.get("weights"):
-        options["weights"] = _hash(load_weights(options["weights"]))
+        options["weights"] = digest_of(load_weights(options["weights"]))
     return {
         **{name: whole.get(name) for name in _DECIDES_PIXELS},
         "prompts": [p["prompt"] for p in prompts] or None,
-        "weights": _hash(model.state_dict()),
+        "weights": digest_of(model.state_dict()),
     }
-
-
-def _hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -20,3 +20,9 @@ def report(result: dict[str, Any], output: Path | None) -> None:
         print(f"{name.ljust(width)}  {value:.6g}" if isinstance(value, float) else f"{name.ljust(width)}  {value}")
     if output:
         write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

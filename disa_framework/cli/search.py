@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.predict import _hash, _labels, _load, _with_vae
+from disa_framework.cli.drawing import classes, digest_of, load, with_vae
+from disa_framework.cli.report import aligned
 from disa_framework.data import in_turn, read_prompts
 from disa_framework.files import write_atomically
 from disa_framework.generation import check_request
@@ -115,7 +116,7 @@ def search(args: Sequence[str] | None = None) -> Path:
     """Finds a schedule, and returns the folder of the results; see `disa-search --help`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     parser = _make_parser()
-    config = _with_vae(parser, parse(parser, args))
+    config = with_vae(parser, parse(parser, args))
     unit = _unit(config)
     if config.method in _WITHOUT_TRIALS:
         config.metric = None  # nor its network and its reference
@@ -125,7 +126,7 @@ def search(args: Sequence[str] | None = None) -> Path:
     module, folder = make_module(init), Path(config.output)
     condition = _condition(config, module)
     module.evaluations()
-    _load(module.model, config.ckpt_path)
+    load(module.model, config.ckpt_path)
     meter = Meter(module, init.metric, condition, config.batch_size, init.trainer)
     with meter.lead() as leads:
         if leads:
@@ -147,7 +148,7 @@ def _study(task: Task) -> None:
     limit = _given(task.limit)
     objective = Objective(task.meter, task.costs, task.space, limit, task.config.rungs)
     objective.check()
-    starts = _given_starts(task) | fitted_ramps(task.costs, objective.base, limit) | _calibrated_start(task, limit)
+    starts = _given_starts(task) | _calibrated_start(task, limit) | fitted_ramps(task.costs, objective.base, limit)
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
@@ -158,7 +159,7 @@ def _study(task: Task) -> None:
     budgets = {row.name: row.setting.budget for row in rows}
     title = f"Step schedules within {limit:.4g} {objective.unit} per image"
     write_page(task.folder / "report.html", study, objective, rows, budgets, title)
-    print(*_aligned(table(rows, objective.unit)), sep="\n")
+    print(*aligned(table(rows, objective.unit)), sep="\n")
     print(f"{summary(study)}; winner: {task.folder / 'best_schedule.yaml'}, more: {task.folder / 'report.html'}")
 
 
@@ -337,7 +338,7 @@ def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
     if config.prompts:
         condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], count)
     else:
-        condition = torch.tensor(in_turn(_labels(module.model, config.labels), count))
+        condition = torch.tensor(in_turn(classes(module.model, config.labels), count))
     check_request(module.model, module.num_stages, condition)
     return condition
 
@@ -416,15 +417,9 @@ def _write_best(task: Task, setting: Setting) -> None:
     write_atomically(task.folder / "best_config.yaml", yaml.safe_dump(chosen, sort_keys=False).encode())
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
-    """Columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
 def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
     """All options, with weights and prompts by what they are, wherever they come from."""
     whole = json.loads(parser.dump(config, format="json", skip_unset=False))
     prompts = read_prompts(config.prompts) if config.prompts else []
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    return {**whole, "weights": _hash(model.state_dict()), "prompts": digest}
+    return {**whole, "weights": digest_of(model.state_dict()), "prompts": digest}

@@ -13,6 +13,7 @@ Letters: `B` samples, `K` stages, `M` entries of the menu of step counts, `P` di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,8 +188,7 @@ class _Projections:
 
     def __init__(self, model: ARDiffusionModel, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        size = model.latent_shape[0] * model.latent_shape[1] * model.latent_shape[2]
-        directions = torch.randn(size, self._DIRECTIONS, generator=generator)
+        directions = torch.randn(math.prod(model.latent_shape), self._DIRECTIONS, generator=generator)
         self.directions = (directions / directions.norm(dim=0)).to(model.device)
 
     def quantiles(self, latents: Tensor) -> Tensor:

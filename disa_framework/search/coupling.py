@@ -9,6 +9,7 @@ itself draws what it would draw anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -30,9 +31,13 @@ class SharedPath:
     def __init__(self, source: NoiseSource, solver: Solver, process: Process, fine_steps: int) -> None:
         self.source, self.solver, self.process = source, solver, process
         self.table = solver.table(process, fine_steps)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """How much the signal-to-noise ratio grows in each row, under a root."""
         nodes = self.table.nodes
         ratios = [(alpha / sigma) ** 2 for alpha, sigma in zip(nodes.alphas, nodes.sigmas, strict=True)]
-        self.weights = torch.tensor([b - a for a, b in pairwise(ratios)], dtype=torch.float64).sqrt()
+        return torch.tensor([b - a for a, b in pairwise(ratios)], dtype=torch.float64).sqrt()
 
     def of(self, steps: int) -> NoiseSource:
         """Noise of a run with `steps` steps.
@@ -40,6 +45,8 @@ class SharedPath:
         Raises:
             ValueError: if the fine run is not fine enough.
         """
+        if self.table.draws == 1:  # the initial noise is all there is to share
+            return self.source
         return _Coarse(self, self._places(steps))
 
     def _places(self, steps: int) -> list[int]:

@@ -116,7 +116,7 @@ def ranked(study: Study) -> list[FrozenTrial]:
 
 
 def fitted_ramps(
-    costs: Costs, base: Setting, limit: float, falls: Sequence[float] = (3.0, 10.0)
+    costs: Costs, base: Setting, limit: float, falls: Sequence[float] = (1.7, 3.0, 5.0, 10.0)
 ) -> dict[str, StepSchedule]:
     """The hand-made schedules with as many steps as a limit allows, by name; those that meet it.
 

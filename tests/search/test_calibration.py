@@ -15,7 +15,7 @@ from disa_framework.noise import PhiloxNoise
 from disa_framework.schedules import Linear
 from disa_framework.search.calibration import Profile, calibrate, measure_profile
 from disa_framework.search.coupling import SharedPath
-from disa_framework.solvers import DDIM, DDPM, Cosine, Euler, EulerMaruyama, LinearFlow, Process, Solver, Spaced
+from disa_framework.solvers import DDIM, DDPM, Cosine, Euler, EulerMaruyama, Heun, LinearFlow, Process, Solver, Spaced
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 
 SOLVER = DDPM(Spaced(clip=950))
@@ -81,7 +81,7 @@ def test_what_calibration_finds_fits_the_limit_and_falls() -> None:
     assert sum(budget[:4]) > 1.2 * sum(Linear(16, 3).budget(16)[:4])
 
 
-@pytest.mark.parametrize("solver", [Euler(), EulerMaruyama()], ids=["Euler", "Euler-Maruyama"])
+@pytest.mark.parametrize("solver", [Euler(), Heun(), EulerMaruyama()], ids=["Euler", "Heun", "Euler-Maruyama"])
 def test_models_with_caches_are_calibrated(solver: Solver) -> None:
     for model in (tiny_flowar(), tiny_xar()):
         labels = torch.arange(6) % 3
