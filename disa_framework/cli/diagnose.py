@@ -9,21 +9,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from disa_framework import diagnostics
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import classes, load, with_vae
+from disa_framework.cli.drawing import load, requested, with_vae
 from disa_framework.cli.report import aligned
-from disa_framework.data import in_turn, read_prompts
 from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
 from disa_framework.diagnostics.ablation import plot, save, table
 from disa_framework.diagnostics.page import picture, write_page
 from disa_framework.diagnostics.runs import Progress
-from disa_framework.generation import check_request
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
@@ -53,7 +50,7 @@ def diagnose(args: Sequence[str] | None = None) -> Path:
     init = instantiate(parser, config)
     init.schedule = Constant(config.steps)
     module, folder = make_module(init), Path(config.output)
-    condition = _condition(config, module)
+    condition = requested(config, module, config.num_samples)
     load(module.model, config.ckpt_path)
     trainer = {**init.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     if config.ablation is None:
@@ -92,17 +89,6 @@ def _make_parser() -> ArgumentParser:
     for section in ("data", "optimization", "schedule"):  # other commands' part of a configuration that all read
         add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
     return parser
-
-
-def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
-    """What every sample is asked to be."""
-    condition: Condition
-    if config.prompts:
-        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], config.num_samples)
-    else:
-        condition = torch.tensor(in_turn(classes(module.model, config.labels), config.num_samples))
-    check_request(module.model, module.num_stages, condition)
-    return condition
 
 
 def _diagnosis(

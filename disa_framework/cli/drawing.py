@@ -1,4 +1,4 @@
-"""What the commands that draw share: weights, the autoencoder, and the classes that are asked for."""
+"""What the commands that draw share: weights, the autoencoder, and what is asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from disa_framework.data import in_turn, read_prompts
+from disa_framework.generation import check_request
 from disa_framework.models import ARDiffusionModel
+from disa_framework.models.base import Condition
 from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.module import ARDiffusionModule
 
 _AUTOENCODER = "disa_framework.models.Autoencoder"
 
@@ -35,6 +39,21 @@ def classes(model: ARDiffusionModel, labels: list[int] | None) -> list[int]:
     if labels is None and not model.num_classes:
         raise ValueError("this model draws from prompts: give --prompts FILE")
     return list(range(model.num_classes)) if labels is None else labels
+
+
+def requested(config: Namespace, module: ARDiffusionModule, count: int) -> Condition:
+    """What `count` samples are asked to be: classes or prompts in turn.
+
+    Raises:
+        ValueError: if the model cannot draw this.
+    """
+    condition: Condition
+    if config.prompts:
+        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], count)
+    else:
+        condition = torch.tensor(in_turn(classes(module.model, config.labels), count))
+    check_request(module.model, module.num_stages, condition)
+    return condition
 
 
 def load(model: ARDiffusionModel, ckpt_path: str | None) -> None:

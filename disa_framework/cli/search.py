@@ -20,11 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import classes, digest_of, load, with_vae
+from disa_framework.cli.drawing import digest_of, load, requested, with_vae
 from disa_framework.cli.report import aligned
-from disa_framework.data import in_turn, read_prompts
+from disa_framework.data import read_prompts
 from disa_framework.files import write_atomically
-from disa_framework.generation import check_request
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
@@ -124,7 +123,7 @@ def search(args: Sequence[str] | None = None) -> Path:
         raise ValueError(f"--method {config.method} measures images: give --metric, as the configuration does")
     init = instantiate(parser, config)
     module, folder = make_module(init), Path(config.output)
-    condition = _condition(config, module)
+    condition = requested(config, module, max(config.rungs, default=0))
     module.evaluations()
     load(module.model, config.ckpt_path)
     meter = Meter(module, init.metric, condition, config.batch_size, init.trainer)
@@ -329,18 +328,6 @@ def _limit(config: Namespace, costs: Costs, module: ARDiffusionModule) -> float 
     if config.speedup is not None:
         return costs(Setting.of(module)) / config.speedup
     return config.latency if config.latency is not None else config.evaluations
-
-
-def _condition(config: Namespace, module: ARDiffusionModule) -> Condition:
-    """What every image of a whole trial is asked to be."""
-    count = max(config.rungs, default=0)
-    condition: Condition
-    if config.prompts:
-        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], count)
-    else:
-        condition = torch.tensor(in_turn(classes(module.model, config.labels), count))
-    check_request(module.model, module.num_stages, condition)
-    return condition
 
 
 def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable[[ARDiffusionModule], CostModel]:
