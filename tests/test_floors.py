@@ -24,7 +24,7 @@ FLOORS = (
     ("metrics", "data", "callbacks"),
     ("module",),
     ("search",),
-    ("diagnostics",),
+    ("diagnostics", "bench"),
     ("cli",),
 )
 PLAIN = FLOORS[:4]  # these know PyTorch alone, and print nothing

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from disa_framework.cli.bench import benchmark
+from disa_framework.cli.diagnose import diagnose
+from disa_framework.cli.evaluate import evaluate
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
@@ -16,6 +19,10 @@ from disa_framework.models.published import PUBLISHED
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PROGRAMS = {
+    "disa-bench": benchmark, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit, "disa-predict": predict,
+    "disa-search": search,
+}  # fmt: skip
 COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 
 
@@ -37,7 +44,7 @@ def test_a_command_is_understood(command: str, capsys: pytest.CaptureFixture[str
         assert args[0] in PUBLISHED
         return
     with pytest.raises(SystemExit) as stop:
-        {"disa-fit": fit, "disa-predict": predict, "disa-search": search}[name]([*args, "--print_config"])
+        PROGRAMS[name]([*args, "--print_config"])
     assert stop.value.code == 0, capsys.readouterr().err
 
 

@@ -1,0 +1,159 @@
+"""How much faster is sampling than a plain implementation that recomputes everything at each step?
+
+    python -m benchmarks.speed [--families mar flowar xar] [--threads 2] [--repeats 5] [--clock cpu] [--quick]
+
+Draws the same images by `generate` and by the plain samplers of benchmarks/reference.py, in turn, with the same random
+weights and noise: batch 4, width 256, guidance 3. Prints seconds (median and range), the ratio of each pair of runs
+(median and range) beside its target, and how far outputs are apart, relative to the largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import reference
+from disa_framework import Guidance, generate
+from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR
+from disa_framework.noise import PhiloxNoise
+from disa_framework.schedules import Linear, PerStage
+from disa_framework.schedules.base import Budget
+from disa_framework.solvers import DDPM, Euler, EulerMaruyama, Halves, Solver
+
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is timed.
+
+    Attributes:
+        name: as it is printed.
+        make: the model.
+        plain: its plain sampler.
+        solver, schedule, num_stages, guidance: of the run.
+        target: seconds of `generate` over those of the plain sampler, at most.
+    """
+
+    name: str
+    make: Callable[[], ARDiffusionModel]
+    plain: Callable[..., Tensor]
+    solver: Solver
+    schedule: Linear
+    num_stages: int
+    guidance: Guidance
+    target: float
+
+
+def _mar() -> MAR:
+    return MAR(
+        encoder_width=256, encoder_depth=6, encoder_heads=4, decoder_width=256, decoder_depth=6, decoder_heads=4,
+        head_depth=3, head_width=512,
+    )  # fmt: skip
+
+
+def _flowar() -> FlowAR:
+    return FlowAR(
+        width=256, encoder_depth=4, encoder_heads=4, decoder_depth=4, decoder_heads=4, head_depth=4, head_width=256,
+        cross_attention=True,
+    )  # fmt: skip
+
+
+def _xar() -> XAR:
+    return XAR(width=256, encoder_depth=4, encoder_heads=4, decoder_depth=4, decoder_heads=4)
+
+
+FAMILIES = {
+    "mar": Family("MAR", _mar, reference.mar, DDPM(), Linear(50, 5), 64, Guidance(3.0), 0.8),
+    "flowar": Family(
+        "FlowAR v2", _flowar, reference.flowar, Euler(Halves()), Linear(25, 15), 5,
+        Guidance(3.0, interval=(0.0, 0.9)), 0.65,
+    ),
+    "xar": Family("xAR", _xar, reference.xar, EulerMaruyama(), Linear(50, 15), 4, Guidance(3.0), 0.75),
+}  # fmt: skip
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def measure(family: Family, repeats: int, quick: bool, clock: Callable[[], float]) -> str:
+    """A line of the table."""
+    model = _without_zeros(family.make()).eval()
+    stages = max(model.min_stages, 4) if quick else family.num_stages
+    budget = (Linear(3, 2) if quick else family.schedule).budget(stages)
+    samplers = _samplers(family, model)
+    for sample in samplers:  # warms up
+        sample((2,) * model.min_stages)
+    for steps in budget:
+        family.solver.table(model.process, steps)
+    times: list[list[float]] = [[], []]
+    apart = 0.0
+    for turn in range(repeats):
+        drawn: dict[int, Tensor] = {}
+        for which in (0, 1) if turn % 2 else (1, 0):
+            start = clock()
+            drawn[which] = samplers[which](budget)
+            times[which].append(clock() - start)
+        apart = max(apart, ((drawn[0] - drawn[1]).abs().max() / drawn[1].abs().max()).item())
+    ratios = [ours / plain for ours, plain in zip(*times, strict=True)]
+    cells = [family.name, *(f"{_spread(seconds)} s" for seconds in times), _spread(ratios), f"{family.target}"]
+    return "| " + " | ".join([*cells, f"{apart:.0e}"]) + " |"
+
+
+def _samplers(family: Family, model: ARDiffusionModel) -> tuple[Callable[[Budget], Tensor], Callable[[Budget], Tensor]]:
+    """Ours and the plain one, from a budget to latents."""
+    labels = torch.arange(BATCH)
+    noise, options = PhiloxNoise(0, labels), {"solver": family.solver, "guidance": family.guidance}
+
+    def ours(budget: Budget) -> Tensor:
+        shared: dict[str, Any] = {**options, "noise": noise, "num_stages": len(budget)}
+        return generate(model, labels, schedule=PerStage(budget), **shared)
+
+    def plain(budget: Budget) -> Tensor:
+        return family.plain(model, labels, budget, noise=noise, **options)
+
+    return ours, plain
+
+
+def _without_zeros(model: ARDiffusionModel) -> ARDiffusionModel:
+    """Fills what starts at zero, so that every weight shows in what is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+    return model
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Median, and range."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} … {max(values):.3g})"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use, too")
+    parser.add_argument("--quick", action="store_true", help="few stages and steps, to see that it runs")
+    options = parser.parse_args(args)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    runs = f"{options.repeats} pair(s) of runs, {options.clock} time"
+    print(f"batch {BATCH}, float32, {options.threads} thread(s), {runs}, {versions}\n")
+    print("| family | generate | plain | ratio | target | apart |\n|---|---|---|---|---|---|")
+    for name in options.families:
+        print(measure(FAMILIES[name], options.repeats, options.quick, CLOCKS[options.clock]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Splits the time of a run into its parts, from outside of model and tokenizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disa_framework.guidance import Guidance
+from disa_framework.models import ARDiffusionModel, Tokenizer
+from disa_framework.models.base import Condition, Proposal
+from disa_framework.module import ARDiffusionModule
+from disa_framework.noise import NoiseSource
+from disa_framework.solvers.process import Nodes
+from disa_framework.solvers.table import Denoiser, Step
+
+Clock = Callable[[], float]
+
+PARTS = ("backbone", "head", "decoder", "rest")
+"""The decoder is the tokenizer's; the rest is noise, the solver's arithmetic, and putting tokens in their places."""
+
+
+class Laps:
+    """Seconds of each part. At any moment the clock runs for one of them, so that they add up to the whole.
+
+    Args:
+        device: is waited for at each change.
+        clock: gives seconds.
+    """
+
+    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._device, self._clock = device, clock
+        self._part, self._since = "rest", self._now()
+
+    def enter(self, part: str) -> str:
+        """Lets the clock run for `part` from now on, and returns the one before."""
+        before, now = self._part, self._now()
+        self.seconds[before] += now - self._since
+        self._part, self._since = part, now
+        return before
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Lets the clock run for `part` for a while."""
+        before = self.enter(part)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def _now(self) -> float:
+        return read(self._clock, self._device)
+
+
+def read(clock: Clock, device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock()
+
+
+def split(module: ARDiffusionModule, condition: Condition | None, indices: Tensor, clock: Clock) -> dict[str, float]:
+    """Seconds of each part of one `draw` of the module."""
+    model, tokenizer = module.model, module.tokenizer
+    laps = Laps(model.device, clock)
+    module.model, module.tokenizer = _WatchedModel(model, laps), _WatchedTokenizer(tokenizer, laps)
+    try:
+        module.draw(condition, indices)
+        laps.enter("rest")
+    finally:
+        module.model, module.tokenizer = model, tokenizer
+    return laps.seconds
+
+
+class _WatchedModel(ARDiffusionModel):
+    """A model whose backbone and head are timed."""
+
+    def __init__(self, model: ARDiffusionModel, laps: Laps) -> None:
+        super().__init__()
+        self.watched, self.laps = model, laps
+        self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
+        self.min_stages, self.max_stages = model.min_stages, model.max_stages
+
+    def begin(
+        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+    ) -> Any:
+        return self.watched.begin(condition, num_stages, guidance, noise, batch_size)
+
+    def propose(self, state: Any, stage: int) -> Proposal:
+        with self.laps.during("backbone"):
+            proposal = self.watched.propose(state, stage)
+        return replace(proposal, denoise=self._timed(proposal.denoise))
+
+    def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
+        return self.watched.accept(state, proposal, tokens)
+
+    def finish(self, state: Any) -> Tensor:
+        return self.watched.finish(state)
+
+    def check_condition(self, condition: Condition) -> None:
+        self.watched.check_condition(condition)
+
+    def _timed(self, denoise: Denoiser) -> Denoiser:
+        def denoiser(nodes: Nodes) -> Step:
+            with self.laps.during("head"):
+                step = denoise(nodes)
+
+            def timed(x: Tensor, i: int) -> Tensor:
+                with self.laps.during("head"):
+                    return step(x, i)
+
+            return timed
+
+        return denoiser
+
+
+class _WatchedTokenizer(Tokenizer):
+    """A tokenizer whose decoder is timed."""
+
+    def __init__(self, tokenizer: Tokenizer, laps: Laps) -> None:
+        super().__init__()
+        self.watched, self.laps = tokenizer, laps
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.watched.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self.laps.during("decoder"):
+            return self.watched.decode(latents)
