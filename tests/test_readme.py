@@ -20,8 +20,8 @@ from disa_framework.models.published import PUBLISHED
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 PROGRAMS = {
-    "disa-bench": benchmark, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit, "disa-predict": predict,
-    "disa-search": search,
+    "disa-bench": benchmark, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
+    "disa-predict": predict, "disa-search": search,
 }  # fmt: skip
 COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 
