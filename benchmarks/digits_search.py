@@ -39,8 +39,8 @@ from disa_framework.search.study import fitted_ramps, ranked, search
 from examples.digits import train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
-LIMITS = (28, 34, 40, 48, 56, 64, 72, 80, 96, 128)
-STUDIED = (48, 64)
+LIMITS = (28, 34, 40, 48, 56, 68, 80, 96, 128)
+STUDIED = (40, 56)
 PAIRS = (
     (3, 1), (4, 1), (5, 1), (4, 2), (5, 2), (6, 2), (8, 2), (10, 2), (5, 3), (8, 3), (10, 3), (15, 3), (25, 5), (50, 5),
 )  # fmt: skip
@@ -97,7 +97,7 @@ def study(meter: Meter, limit: int, calibrated: StepSchedule, options: argparse.
     """What a study finds that begins with the ramps at this limit and the calibrated schedule."""
     space = Space(Stages(16, 1, 20))
     costs = Costs(meter.module, analytic_cost)
-    objective = Objective(meter, costs, space, limit, (options.count // 2, options.count))
+    objective = Objective(meter, costs, space, limit, (options.count // 3, options.count))
     starts = {"calibrated": calibrated} | fitted_ramps(costs, objective.base, limit)
     done = search(objective, options.trials, starts=starts)
     return objective.setting(ranked(done)[0]).schedule
