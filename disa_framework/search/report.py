@@ -96,12 +96,27 @@ def meeting_the_limit(objective: Objective, setting: Setting) -> Setting:
 
 def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
     """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is."""
-    started = {t.user_attrs["start"]: t for t in ranked(study) if "start" in t.user_attrs}
-    families = {start.partition(" ")[0]: start for start in reversed(started)}  # the best of each is last, and stays
-    found = {start: objective.setting(trial) for start, trial in started.items() if start in families.values()}
+    families: dict[str, str] = {}
+    found = {}
+    for trial in sorted(filter(_has_started, study.get_trials(deepcopy=False)), key=_standing):
+        start = trial.user_attrs["start"]
+        if families.setdefault(start.partition(" ")[0], start) == start:
+            found[start] = objective.setting(trial)
     name = best.user_attrs.get("start")
     found.pop(name, None)
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
+
+
+def _has_started(trial: FrozenTrial) -> bool:
+    """Whether a trial is of a given schedule, and images were drawn with it."""
+    drawn = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not over_limit(trial)
+    return drawn and "start" in trial.user_attrs
+
+
+def _standing(trial: FrozenTrial) -> tuple[bool, float]:
+    """Whole trials first, the best first; of one that was stopped the last distance counts."""
+    stopped = trial.state != TrialState.COMPLETE
+    return stopped, trial.intermediate_values[max(trial.intermediate_values)] if stopped else trial.values[0]
 
 
 def compare(study: Study, objective: Objective, settings: Mapping[str, Setting], seeds: int) -> list[Row]:

@@ -91,6 +91,7 @@ def test_the_comparison_has_the_best_of_each_family_and_other_noise(study: Study
     assert list(settings) == ["winner", *(n for n in settings if n in STARTS), "baseline"] and len(settings) == 4
     assert settings[linear.user_attrs["start"]].budget == tuple(linear.user_attrs["budget"])
     assert settings["baseline"].budget == (12,) * STAGES
+    assert {n.partition(" ")[0] for n in settings if n in STARTS} == {"Constant", "Linear"}  # stopped early or not
     first = next(iter(candidates(study, objective, linear, objective.setting(linear))))
     assert first == f"winner ({linear.user_attrs['start']})"
 
