@@ -18,7 +18,7 @@ PACKAGE = disa_framework.__name__
 
 FLOORS = (
     ("noise", "guidance", "files", "models.attention"),
-    ("solvers", "schedules", "models.layers"),
+    ("page", "solvers", "schedules", "models.layers"),
     ("models", "trajectory"),
     ("generation",),
     ("metrics", "data", "callbacks"),

@@ -23,9 +23,9 @@ from disa_framework.bench import Case
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import load, requested, with_vae
 from disa_framework.cli.report import aligned
-from disa_framework.diagnostics.page import picture
 from disa_framework.files import write_atomically
 from disa_framework.module import ARDiffusionModule
+from disa_framework.page import picture
 from disa_framework.schedules import PerStage, StepSchedule, load_schedule
 
 _BENCH = """Shows where the time of drawing goes: backbone, head, decoder and the rest, beside the floor, which is the

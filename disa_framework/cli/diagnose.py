@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,16 +14,17 @@ from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from disa_framework import diagnostics
+from disa_framework import diagnostics, page
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import load, requested, with_vae
 from disa_framework.cli.report import aligned
 from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
 from disa_framework.diagnostics.ablation import plot, save, table
-from disa_framework.diagnostics.page import picture, write_page
 from disa_framework.diagnostics.runs import Progress
+from disa_framework.files import write_atomically
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
+from disa_framework.page import picture
 from disa_framework.schedules import Constant
 from disa_framework.search.meter import Meter
 from disa_framework.search.quality import Quality
@@ -130,21 +132,25 @@ def _report_stages(folder: Path, diagnosis: Diagnosis) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     diagnosis.save(folder / "stages.csv")
     pictures = {part: picture(partial(diagnosis.plot, part)) for part in diagnosis.parts}
-    page = folder / "stages.html"
-    write_page(page, "What each stage shows", diagnosis.table(), pictures)
-    print(*aligned(diagnosis.table()), sep="\n")
-    print(f"trend is the rank correlation with the stage; all: {folder / 'stages.csv'}, {page}")
+    _show(folder / "stages.html", "What each stage shows", diagnosis.table(), pictures)
+    print(f"trend is the rank correlation with the stage; all: {folder / 'stages.csv'}, {folder / 'stages.html'}")
 
 
 def _report_ablation(folder: Path, name: str, cases: Sequence[Case]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / f"{name}.csv", cases)
-    pictures = {name: picture(lambda axes: plot(cases, axes), height=1 + 0.3 * len(cases))}
-    page = folder / f"{name}.html"
-    write_page(page, f"Ablation: {name}", table(cases), pictures)
-    print(*aligned(table(cases)), sep="\n")
+    pictures = {name: picture(partial(plot, cases), height=1 + 0.3 * len(cases))}
+    _show(folder / f"{name}.html", f"Ablation: {name}", table(cases), pictures)
     if name == "early_late":
         for few, ratios in diagnostics.asymmetry(cases).items():
             span = f"{min(ratios):.2f} … {max(ratios):.2f}"
             print(f"cut to {few} steps, early is {mean(ratios):.2f} ({span}) times as far off as late")
-    print(f"all: {folder / f'{name}.csv'}, {page}")
+    print(f"all: {folder / f'{name}.csv'}, {folder / f'{name}.html'}")
+
+
+def _show(path: Path, title: str, lines: list[list[str]], pictures: dict[str, bytes]) -> None:
+    """Prints a table, and writes a page with it and the pictures, and each picture beside it as PNG."""
+    for name, image in pictures.items():
+        write_atomically(path.with_name(f"{name}.png"), image)
+    page.write_page(path, title, [page.table(lines), *starmap(page.section, pictures.items())])
+    print(*aligned(lines), sep="\n")

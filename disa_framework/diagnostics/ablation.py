@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSch
 from disa_framework.search.cost import analytic_cost
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs
+from disa_framework.search.report import Measured
 from disa_framework.search.space import Setting
 from disa_framework.solvers import (
     DDIM,
@@ -118,29 +118,14 @@ ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Settings]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A setting of an ablation, measured.
+class Case(Measured):
+    """A setting of an ablation.
 
     Attributes:
-        name: what it is called.
-        setting: what was drawn with.
         evaluations: of the head, for an image.
-        distances: one for each seed of the noise.
     """
 
-    name: str
-    setting: Setting
     evaluations: int
-    distances: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.distances)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation between seeds."""
-        return statistics.stdev(self.distances) if len(self.distances) > 1 else 0.0
 
 
 def measure_ablation(
@@ -174,7 +159,7 @@ def measure_ablation(
             distances.append(meter.measure(setting, count, seed))
             if progress:
                 progress(len(cases) * seeds + len(distances), len(settings) * seeds)
-        cases.append(Case(label, setting, round(costs(setting)), tuple(distances)))
+        cases.append(Case(label, setting, tuple(distances), round(costs(setting))))
     return cases
 
 
@@ -189,11 +174,7 @@ def asymmetry(cases: Sequence[Case]) -> dict[int, list[float]]:
 def table(cases: Sequence[Case]) -> list[list[str]]:
     """The cases as text, below the headings."""
     lines = [["setting", "first → last", "evaluations", "distance"]]
-    for case in cases:
-        budget = case.setting.budget
-        spread = f" ± {case.spread:.2g}" if len(case.distances) > 1 else ""
-        lines.append([case.name, f"{budget[0]} → {budget[-1]}", str(case.evaluations), f"{case.mean:.4g}{spread}"])
-    return lines
+    return lines + [[case.name, case.ends, str(case.evaluations), case.distance] for case in cases]
 
 
 def save(path: Path, cases: Sequence[Case]) -> None:

@@ -5,14 +5,13 @@ Letters: `K` stages, `n` rows of the comparison.
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,9 @@ from optuna import Study
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from disa_framework import page
 from disa_framework.files import write_atomically
+from disa_framework.page import picture
 from disa_framework.schedules import Budget
 from disa_framework.search.objective import Objective, filled
 from disa_framework.search.space import Setting
@@ -30,25 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TIMINGS, _SHAVED = 6, 0.99
+_HEIGHT = 4.5  # of pictures, in inches
 _COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "error")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A setting, measured anew.
+class Measured:
+    """A setting, drawn with several seeds of the noise.
 
     Attributes:
         name: what it is called.
         setting: what was drawn with.
-        cost: as predicted.
-        latency: timed seconds per image, where costs are seconds.
         distances: one for each seed.
     """
 
     name: str
     setting: Setting
-    cost: float
-    latency: float | None
     distances: tuple[float, ...]
 
     @property
@@ -59,6 +57,29 @@ class Row:
     def spread(self) -> float:
         """Standard deviation between seeds."""
         return statistics.stdev(self.distances) if len(self.distances) > 1 else 0.0
+
+    @property
+    def ends(self) -> str:
+        """Steps of the first and of the last stage, as text."""
+        return f"{self.setting.budget[0]} → {self.setting.budget[-1]}"
+
+    @property
+    def distance(self) -> str:
+        """Mean and spread as text."""
+        return f"{self.mean:.4g}" + (f" ± {self.spread:.2g}" if len(self.distances) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Row(Measured):
+    """A line of the comparison.
+
+    Attributes:
+        cost: as predicted.
+        latency: timed seconds per image, where costs are seconds.
+    """
+
+    cost: float
+    latency: float | None
 
 
 def choose(study: Study) -> FrozenTrial:
@@ -137,9 +158,9 @@ def compare(study: Study, objective: Objective, settings: Mapping[str, Setting],
         Row(
             name,
             setting,
+            tuple(distance(setting, seed) for seed in range(first, first + seeds)),
             objective.costs(setting),
             _latency(objective, setting),
-            tuple(distance(setting, seed) for seed in range(first, first + seeds)),
         )
         for name, setting in settings.items()
     ]
@@ -183,21 +204,19 @@ def write_page(
     path: Path, study: Study, objective: Objective, rows: Sequence[Row], budgets: Mapping[str, Budget], title: str
 ) -> None:
     """A page in one file: the comparison, the Pareto front, budgets of the stages, importance of the parameters."""
-    figures = [
-        ("Distance and cost", _figure(lambda axes: _plot_front(axes, study, objective, rows))),
-        ("Steps of each stage", _figure(lambda axes: _plot_budgets(axes, budgets))),
-    ]
+    pictures = {
+        "Distance and cost": picture(lambda axes: _plot_front(axes, study, objective, rows), _HEIGHT),
+        "Steps of each stage": picture(lambda axes: _plot_budgets(axes, budgets), _HEIGHT),
+    }
     if weights := importance(study):
-        figures.append(("Importance of the parameters", _figure(lambda axes: _plot_importance(axes, weights))))
-    body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(summary(study))}</p>"]
+        pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
+    body = [page.paragraph(summary(study))]
     if rows:
-        cells = [[html.escape(cell) for cell in line] for line in table(rows, objective.unit)]
-        body.append(f"<table>{''.join(_html_line(line, 'td' if i else 'th') for i, line in enumerate(cells))}</table>")
+        body.append(page.table(table(rows, objective.unit)))
     if error := cost_error(rows):
-        body.append(f"<p>Predicted and timed latency differ by {100 * error:.1f} % (median over the rows).</p>")
-    body += [f'<h2>{name}</h2><img src="data:image/png;base64,{data}" alt="{name}">' for name, data in figures]
-    page = f"<!DOCTYPE html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    write_atomically(path, "\n".join([page, *body, ""]).encode())
+        off = f"Predicted and timed latency differ by {100 * error:.1f} % (median over the rows)."
+        body.append(page.paragraph(off))
+    page.write_page(path, title, [*body, *starmap(page.section, pictures.items())])
 
 
 def summary(study: Study) -> str:
@@ -212,11 +231,8 @@ def table(rows: Sequence[Row], unit: str) -> list[list[str]]:
     timed = any(row.latency is not None for row in rows)
     lines = [["schedule", "steps", "first → last", f"cost ({unit})", *(["timed"] if timed else []), "distance"]]
     for row in rows:
-        budget = row.setting.budget
-        spread = f" ± {row.spread:.2g}" if len(row.distances) > 1 else ""
         latency = [f"{row.latency:.4g}"] if row.latency is not None else []
-        ends = f"{budget[0]} → {budget[-1]}"
-        lines.append([row.name, str(sum(budget)), ends, f"{row.cost:.4g}", *latency, f"{row.mean:.4g}{spread}"])
+        lines.append([row.name, str(sum(row.setting.budget)), row.ends, f"{row.cost:.4g}", *latency, row.distance])
     return lines
 
 
@@ -243,27 +259,6 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
         if not kept or distance < kept[-1][1]:
             kept.append((cost, distance))
     return kept
-
-
-_STYLE = (
-    "body{font:15px sans-serif;margin:2em auto;max-width:56em}td,th{padding:.3em .8em;text-align:left}"
-    "table{border-collapse:collapse}tr{border-bottom:1px solid #ccc}img{max-width:100%}"
-)
-
-
-def _html_line(cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
-
-
-def _figure(draw: Callable[[Axes], None]) -> str:
-    """A PNG in base64."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    draw(figure.subplots())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[Row]) -> None:

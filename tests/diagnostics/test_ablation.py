@@ -84,7 +84,7 @@ def test_early_cuts_are_worse_than_late_ones(tmp_path: Path) -> None:
 
 def test_an_asymmetry_is_a_ratio_for_each_seed() -> None:
     early, late = (Setting.of(mixture_module()) for _ in range(2))
-    cases = [Case("", early, 1, (1.0, 1.0)), Case("", early, 1, (6.0, 9.0)), Case("", late, 1, (2.0, 1.0))]
+    cases = [Case("", early, (1.0, 1.0), 1), Case("", early, (6.0, 9.0), 1), Case("", late, (2.0, 1.0), 1)]
     assert asymmetry(cases) == {12: [3.0, 9.0]}
 
 
