@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from disa_framework.models.attention import AttentionLayer, KVCache, Past, attend
 from disa_framework.models.layers import check_heads, modulate
+from disa_framework.models.linear import Linear
 
 _THETA = 10_000.0
 _SQUARE = 16.0  # side of the square that the positions of any grid span
-
-RotaryTable = tuple[Tensor, Tensor]
-"""Cosines and sines `[L, d]`."""
 
 
 def grid_positions(side: int) -> Tensor:
@@ -48,26 +46,30 @@ class RotaryEmbedding(nn.Module):
         exponents = torch.arange(0, width // 2, 2) / (width // 2)
         self.register_buffer("freqs", _THETA**-exponents)
         if positions is not None:
-            cos, sin = self.table(positions)
-            self.register_buffer("freqs_cos", cos)
-            self.register_buffer("freqs_sin", sin)
+            turns = self.table(positions).repeat_interleave(2, dim=-1)
+            self.register_buffer("freqs_cos", turns.real.clone())
+            self.register_buffer("freqs_sin", turns.imag.clone())
 
-    def table(self, positions: Tensor) -> RotaryTable:
-        """Cosines and sines at `positions [L, 2]`; neighbouring channels are one pair."""
-        angles = (positions.to(self.freqs)[..., None] * self.freqs).repeat_interleave(2, dim=-1).flatten(1)
-        return angles.cos(), angles.sin()
+    def table(self, positions: Tensor) -> Tensor:
+        """The turn of each pair of channels at `positions [L, 2]`, complex `[L, d / 2]`."""
+        angles = (positions.to(self.freqs)[..., None] * precise(self.freqs)).flatten(1)
+        return torch.polar(torch.ones_like(angles), angles)
 
-    def own_table(self, place: slice) -> RotaryTable:
+    def own_table(self, place: slice) -> Tensor:
         """The part at `place` of the table of its own positions."""
-        return self.freqs_cos[place], self.freqs_sin[place]
+        cos, sin = (precise(part[place, ::2]) for part in (self.freqs_cos, self.freqs_sin))
+        return torch.complex(cos, sin)
 
 
-def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turns each pair of channels of `x [B, h, L, d]` by the angle of its position."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    cos, sin = table
-    return x * cos + turned * sin
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turns neighbouring channels of `x [B, L, h, d]`, which are a pair, by a table `[L, d / 2]`."""
+    pairs = torch.view_as_complex(precise(x).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x.dtype)
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RotaryAttention(AttentionLayer):
@@ -85,15 +87,15 @@ class RotaryAttention(AttentionLayer):
         super().__init__()
         check_heads(width, heads)
         self.width, self.heads, self.dropout = width, heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
         self.rope = RotaryEmbedding(width // heads, positions)
 
-    def forward(self, x: Tensor, table: RotaryTable, past: Past | None = None, mask: Tensor | None = None) -> Tensor:
-        # [B, L, 3 w] -> three of [B, h, L, d]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, table), rotate(k, table)
+    def forward(self, x: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None) -> Tensor:
+        qkv, both = self.qkv(x).unflatten(-1, (3 * self.heads, -1)), 2 * self.heads
+        q, k = rotate(qkv[:, :, :both], table).transpose(1, 2).chunk(2, dim=1)  # [B, h, L, d]
+        v = qkv[:, :, both:].transpose(1, 2)
         if past:
             k, v = past.cache.write(past.start, k, v)
         x = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0, backend=self.backend)
@@ -106,13 +108,13 @@ class GatedMLP(nn.Module):
     def __init__(self, width: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
         super().__init__()
         hidden = int(width * ratio * 2 / 3)
-        self.fc1_g = nn.Linear(width, hidden)
-        self.fc1_x = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1_g = Linear(width, hidden, gelu=True)
+        self.fc1_x = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1_g(x)) * self.fc1_x(x))))
+        return self.drop(self.fc2(self.drop(self.fc1_g(x) * self.fc1_x(x))))
 
 
 class AdaptiveBlock(nn.Module):
@@ -130,10 +132,10 @@ class AdaptiveBlock(nn.Module):
         super().__init__()
         self.attn = RotaryAttention(width, heads, True, attn_dropout, proj_dropout, positions)
         self.mlp = GatedMLP(width, mlp_ratio, proj_dropout)
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
     def forward(
-        self, x: Tensor, condition: Tensor, table: RotaryTable, past: Past | None = None, mask: Tensor | None = None
+        self, x: Tensor, condition: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """`x [B, L, w]` under `condition [B, 1 or L, w]`."""
         return adaptive(x, self.ada_lin(condition), self.attn, self.mlp, table, past, mask)
@@ -149,14 +151,14 @@ def adaptive(
     modulation: Tensor,
     attn: RotaryAttention,
     mlp: GatedMLP,
-    table: RotaryTable,
+    table: Tensor,
     past: Past | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Attention and MLP under a modulation `[B, 1 or L, 6 w]`: gates, scales and shifts of both in turn."""
     gate1, gate2, scale1, scale2, shift1, shift2 = modulation.chunk(6, dim=-1)
-    x = x + gate1 * attn(modulate(rms_norm(x), shift1, scale1), table, past, mask)
-    return x + gate2 * mlp(modulate(rms_norm(x), shift2, scale2))
+    x = torch.addcmul(x, gate1, attn(modulate(rms_norm(x), shift1, scale1), table, past, mask))
+    return torch.addcmul(x, gate2, mlp(modulate(rms_norm(x), shift2, scale2)))
 
 
 def allocate_caches(blocks: Iterable[nn.Module], batch_size: int, length: int, like: Tensor) -> list[KVCache]:
@@ -174,8 +176,7 @@ def block_causal_mask(sizes: Sequence[int]) -> Tensor:
 
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm without a weight, in float32 at least."""
-    precise = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.rms_norm(precise, (x.shape[-1],), eps=1e-6).to(x.dtype)
+    return F.rms_norm(precise(x), (x.shape[-1],), eps=1e-6).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

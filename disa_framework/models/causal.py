@@ -20,6 +20,7 @@ from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.diffusion_head import DiffusionLoss
 from disa_framework.models.layers import Block, patchify, unpatchify
+from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Cosine
 
@@ -84,7 +85,7 @@ class CausalAR(ARDiffusionModel):
         self.heads, self.label_dropout, self.diffusion_batch_mul = heads, label_dropout, diffusion_batch_mul
 
         self.class_emb = nn.Embedding(num_classes + 1, width)  # the last one is no class
-        self.token_embed = nn.Linear(self.token_channels, width)
+        self.token_embed = Linear(self.token_channels, width)
         self.positions = nn.Parameter(torch.randn(1, self.max_stages, width) * position_std)
         self.blocks = nn.ModuleList(
             Block(width, heads, attn_dropout=dropout, proj_dropout=dropout, causal=True) for _ in range(depth)

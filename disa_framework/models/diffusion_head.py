@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from disa_framework.guidance import Guidance, combine
 from disa_framework.models.layers import TimestepEmbedding, modulate
+from disa_framework.models.linear import Linear
 from disa_framework.solvers.ddpm import posterior
 from disa_framework.solvers.process import Cosine, Nodes
 from disa_framework.solvers.table import Denoiser, Step
@@ -24,12 +25,12 @@ class ResBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
+        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -38,8 +39,8 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
@@ -52,8 +53,8 @@ class MLPHead(nn.Module):
     def __init__(self, channels: int, cond_width: int, depth: int, width: int) -> None:
         super().__init__()
         self.time_embed = TimestepEmbedding(width)
-        self.cond_embed = nn.Linear(cond_width, width)
-        self.input_proj = nn.Linear(channels, width)
+        self.cond_embed = Linear(cond_width, width)
+        self.input_proj = Linear(channels, width)
         self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * channels)
 

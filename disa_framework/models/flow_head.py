@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,13 +18,13 @@ from disa_framework.models.adaptive import (
     RMSNorm,
     RotaryAttention,
     RotaryEmbedding,
-    RotaryTable,
     adaptive,
     rms_norm,
     rotate,
 )
 from disa_framework.models.attention import AttentionLayer, attend
 from disa_framework.models.layers import TimestepEmbedding, modulate
+from disa_framework.models.linear import Linear
 
 _HEAD_WIDTH = 64
 
@@ -36,18 +37,18 @@ class CrossAttention(AttentionLayer):
     def __init__(self, width: int, cond_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(cond_width, 2 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(cond_width, 2 * width, bias=False)
+        self.proj = Linear(width, width)
         self.rope = RotaryEmbedding(width // heads)
 
-    def keys_values(self, z: Tensor, table: RotaryTable) -> KeysValues:
+    def keys_values(self, z: Tensor, table: Tensor) -> KeysValues:
         """Of the conditioning `[G B, n, Z]`, `[G B, h, n, d]` each."""
-        k, v = self.kv(z).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotate(k, table), v
+        k, v = self.kv(z).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
+        return rotate(k, table).transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, keys_values: KeysValues, table: RotaryTable) -> Tensor:
-        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), table)
+    def forward(self, x: Tensor, keys_values: KeysValues, table: Tensor) -> Tensor:
+        q = rotate(self.q(x).unflatten(-1, (self.heads, -1)), table).transpose(1, 2)
         k, v = keys_values
         return self.proj(attend(q, k[: len(q)], v[: len(q)], backend=self.backend))
 
@@ -59,17 +60,17 @@ class FlowBlock(nn.Module):
         super().__init__()
         self.attn = RotaryAttention(width, width // _HEAD_WIDTH, qkv_bias=False)
         self.mlp = GatedMLP(width)
-        self.ada_lin = nn.Linear(width, 6 * width)
+        self.ada_lin = Linear(width, 6 * width)
 
     def at_times(self, t: Tensor) -> Tensor:
         """What the block needs of the embedded times `[..., w]` alone."""
         return t
 
-    def keys_values(self, z: Tensor, table: RotaryTable) -> KeysValues | None:
+    def keys_values(self, z: Tensor, table: Tensor) -> KeysValues | None:
         """What the block needs of the conditioning alone."""
         return None
 
-    def forward(self, x: Tensor, y: Tensor, time: Tensor, keys_values: KeysValues | None, table: RotaryTable) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, time: Tensor, keys_values: KeysValues | None, table: Tensor) -> Tensor:
         """`x [B, n, w]` under `y [B, n, w]`, SiLU of embedded time plus conditioning."""
         return adaptive(x, self.ada_lin(y), self.attn, self.mlp, table)
 
@@ -86,25 +87,25 @@ class CrossFlowBlock(nn.Module):
         self.norm2_1 = RMSNorm(width)
         self.norm2_2 = RMSNorm(cond_width)
         self.mlp = GatedMLP(width)
-        self.ada_lin_attn = nn.Linear(width, 3 * width)
-        self.ada_lin_mlp = nn.Linear(width, 3 * width)
+        self.ada_lin_attn = Linear(width, 3 * width)
+        self.ada_lin_mlp = Linear(width, 3 * width)
 
     def at_times(self, t: Tensor) -> Tensor:
         """The attention's modulation at the embedded times `[..., w]`: `[..., 3 w]`."""
         return self.ada_lin_attn(F.silu(t))
 
-    def keys_values(self, z: Tensor, table: RotaryTable) -> KeysValues | None:
+    def keys_values(self, z: Tensor, table: Tensor) -> KeysValues | None:
         """Of the cross-attention, which the steps of a stage share."""
         return self.crossattn.keys_values(self.norm2_2(z), table)
 
-    def forward(self, x: Tensor, y: Tensor, time: Tensor, keys_values: KeysValues | None, table: RotaryTable) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, time: Tensor, keys_values: KeysValues | None, table: Tensor) -> Tensor:
         """`x [B, n, w]` under `y [B, n, w]`, SiLU of embedded time plus conditioning."""
         assert keys_values is not None
         gate, scale, shift = time.chunk(3, dim=-1)
-        x = x + gate * self.attn(modulate(rms_norm(x), shift, scale), table)
+        x = torch.addcmul(x, gate, self.attn(modulate(rms_norm(x), shift, scale), table))
         x = x + self.crossattn(self.norm2_1(x), keys_values, table)
         gate, scale, shift = self.ada_lin_mlp(y).chunk(3, dim=-1)
-        return x + gate * self.mlp(modulate(rms_norm(x), shift, scale))
+        return torch.addcmul(x, gate, self.mlp(modulate(rms_norm(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -112,8 +113,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """`x [B, n, w]` under `y [B, n, w]`, to which SiLU has been applied."""
@@ -133,7 +134,7 @@ class Conditioning:
 
     embedded: Tensor
     keys_values: list[KeysValues | None]
-    table: RotaryTable
+    table: Tensor
 
 
 class FlowHead(nn.Module):
@@ -152,8 +153,8 @@ class FlowHead(nn.Module):
             raise ValueError(f"the head's width must be a multiple of {_HEAD_WIDTH}, got {width}")
         block = CrossFlowBlock if cross_attention else FlowBlock
         self.time_embed = TimestepEmbedding(width)
-        self.cond_embed = nn.Linear(cond_width, width)
-        self.input_proj = nn.Linear(channels, width)
+        self.cond_embed = Linear(cond_width, width)
+        self.input_proj = Linear(channels, width)
         self.res_blocks = nn.ModuleList(block(width, cond_width) for _ in range(depth))
         self.final_layer = FinalLayer(width, channels)
 
@@ -161,7 +162,7 @@ class FlowHead(nn.Module):
     def _blocks(self) -> list[FlowBlock | CrossFlowBlock]:
         return cast(list[FlowBlock | CrossFlowBlock], self.res_blocks)
 
-    def condition(self, z: Tensor, table: RotaryTable) -> Conditioning:
+    def condition(self, z: Tensor, table: Tensor) -> Conditioning:
         """Everything that depends on `z [G B, n, Z]` and the scale's rotary table alone."""
         keys_values = [block.keys_values(z, table) for block in self._blocks]
         return Conditioning(self.cond_embed(z), keys_values, table)

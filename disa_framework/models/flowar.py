@@ -18,7 +18,6 @@ from disa_framework.guidance import Guidance, combine
 from disa_framework.models.adaptive import (
     AdaptiveBlock,
     RMSNorm,
-    RotaryTable,
     allocate_caches,
     block_causal_mask,
     grid_positions,
@@ -28,6 +27,7 @@ from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.flow_head import FlowHead
 from disa_framework.models.layers import flow_times, patchify, unpatchify
+from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import LinearFlow, Nodes
 from disa_framework.solvers.table import Denoiser, Step
@@ -35,11 +35,11 @@ from disa_framework.solvers.table import Denoiser, Step
 
 @dataclass(frozen=True)
 class Tables:
-    """Rotary tables of some scales."""
+    """Rotary tables of some scales, as `RotaryEmbedding.table` makes them."""
 
-    encoder: RotaryTable
-    decoder: RotaryTable
-    head: RotaryTable
+    encoder: Tensor
+    decoder: Tensor
+    head: Tensor
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class FlowAR(ARDiffusionModel):
             )
 
         self.class_emb = nn.Embedding(num_classes + 1, width)
-        self.z_proj = nn.Linear(latent_channels, width)
+        self.z_proj = Linear(latent_channels, width)
         self.z_proj_ln = RMSNorm(width)
         self.encoder_pos_embed_learned = positions()
         self.encoder_blocks = blocks(encoder_depth, encoder_heads)
         self.encoder_norm = RMSNorm(width)
-        self.decoder_embed = nn.Linear(width, width)
+        self.decoder_embed = Linear(width, width)
         self.decoder_pos_embed_learned = positions()
         self.decoder_blocks = blocks(decoder_depth, decoder_heads)
         self.decoder_norm = RMSNorm(width)
@@ -249,7 +249,7 @@ class FlowAR(ARDiffusionModel):
         assert state.tokens is not None
         return unpatchify(state.tokens, 1, *self.latent_shape[1:])
 
-    def _denoiser(self, z: Tensor, table: RotaryTable, scale: float, guidance: Guidance) -> Denoiser:
+    def _denoiser(self, z: Tensor, table: Tensor, scale: float, guidance: Guidance) -> Denoiser:
         """The head for conditioning `z [G B, n, w]`, guided within the interval."""
         net = self.flownet
 

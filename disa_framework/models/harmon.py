@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.models.layers import gather_tokens, patchify, unpatchify
+from disa_framework.models.linear import Linear
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
 from disa_framework.noise import NoiseSource
 
@@ -140,8 +141,8 @@ class Harmon(ARDiffusionModel):
         self.mar = mar
         self.llm = language_model(llm, attn_implementation)
         width, hidden = mar.z_proj.out_features, self.llm.config.hidden_size
-        self.proj_in = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.proj_out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.proj_in = nn.Sequential(Linear(width, hidden), nn.SiLU(), Linear(hidden, hidden))
+        self.proj_out = nn.Sequential(Linear(hidden, hidden), nn.SiLU(), Linear(hidden, width))
         mar.class_emb.requires_grad_(False)
         if freeze_llm:
             self.llm.requires_grad_(False)

@@ -9,14 +9,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disa_framework.models.attention import AttentionLayer, Past, attend
+from disa_framework.models.linear import Linear
 
 
 class Attention(AttentionLayer):
-    """Multi-head self-attention, over cached tokens too, with a joint projection for queries, keys and values."""
+    """Multi-head attention with a joint projection for queries, keys and values."""
 
     def __init__(
         self, width: int, heads: int, dropout: float = 0.0, proj_dropout: float = 0.0, causal: bool = False
@@ -24,15 +24,17 @@ class Attention(AttentionLayer):
         super().__init__()
         check_heads(width, heads)
         self.heads, self.dropout, self.causal = heads, dropout, causal
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        # [B, L, 3 w] -> three of [B, h, L, w/h]
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x [B, L, w]`, `[B, h, L, w / h]` each."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if past:
-            k, v = past.cache.write(past.start, k, v)
+        return q, k, v
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries see, `[B, L, w]`."""
         dropout = self.dropout if self.training else 0.0
         x = attend(q, k, v, causal=self.causal, dropout=dropout, backend=self.backend)
         return self.proj_drop(self.proj(x))
@@ -43,12 +45,12 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden, gelu=True)
+        self.fc2 = Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(self.fc1(x))))
 
 
 class Block(nn.Module):
@@ -71,7 +73,18 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio), proj_dropout)
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), past)
+        q, k, v = self.project(x)
+        if past:
+            k, v = past.cache.write(past.start, k, v)
+        return self.update(x, q, k, v)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x [B, L, w]`, `[B, h, L, w / h]` each."""
+        return self.attn.project(self.norm1(x))
+
+    def update(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`x [B, L, w]` once its queries `q` have met keys and values, which may be of other tokens, too."""
+        x = x + self.attn(q, k, v)
         return x + self.mlp(self.norm2(x))
 
 
@@ -81,7 +94,7 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(frequencies, width), nn.SiLU(), Linear(width, width))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,7 +117,7 @@ def check_heads(width: int, heads: int) -> None:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Adaptive layer norm's affine part (DiT, arXiv 2212.09748)."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def flow_times(times: Sequence[float] | Tensor, device: torch.device) -> Tensor:
@@ -129,3 +142,9 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
 def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
     """Tokens of `x [B, N, w]` at `places [B, n]`: `[B, n, w]`; `x` may be `[1, N, w]`."""
     return x.expand(len(places), -1, -1).gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def gather_heads(x: Tensor, places: Tensor) -> Tensor:
+    """Tokens of `x [B, h, L, d]` at `places [B, n]`: `[B, h, n, d]`."""
+    B, h, _, d = x.shape
+    return x.gather(2, places[:, None, :, None].expand(B, h, -1, d))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.diffusion_head import DiffusionLoss
-from disa_framework.models.layers import Block, gather_tokens, patchify, unpatchify
+from disa_framework.models.layers import Block, gather_heads, gather_tokens, patchify, unpatchify
+from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Cosine
 
@@ -189,12 +190,12 @@ class MAR(ARDiffusionModel):
         length = buffer_size + self.num_tokens
         self.class_emb = nn.Embedding(num_classes, encoder_width)
         self.fake_latent = nn.Parameter(torch.randn(1, encoder_width) * 0.02)
-        self.z_proj = nn.Linear(channels, encoder_width)
+        self.z_proj = Linear(channels, encoder_width)
         self.z_proj_ln = nn.LayerNorm(encoder_width, eps=1e-6)
         self.encoder_pos_embed_learned = positions(length, encoder_width)
         self.encoder_blocks = blocks(encoder_depth, encoder_width, encoder_heads)
         self.encoder_norm = nn.LayerNorm(encoder_width, eps=norm_eps)
-        self.decoder_embed = nn.Linear(encoder_width, decoder_width)
+        self.decoder_embed = Linear(encoder_width, decoder_width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_width) * 0.02)
         self.decoder_pos_embed_learned = positions(length, decoder_width)
         self.decoder_blocks = blocks(decoder_depth, decoder_width, decoder_heads)
@@ -252,10 +253,12 @@ class MAR(ARDiffusionModel):
         image = self.mask_token.to(x.dtype).expand(len(x), N, -1)
         image = image.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, S:])
         x = torch.cat((x[:, :S], image), dim=1) + positions.decoder
-        for block in self.decoder_blocks:
+        *blocks, last = cast(list[Block], list(self.decoder_blocks))
+        for block in blocks:
             x = block(x)
-        z = self.decoder_norm(gather_tokens(x, drawn + S))
-        return z + gather_tokens(positions.head, drawn)
+        q, k, v = last.project(x)  # only drawn tokens are read from here on
+        x = last.update(gather_tokens(x, drawn + S), gather_heads(q, drawn + S), k, v)
+        return self.decoder_norm(x) + gather_tokens(positions.head, drawn)
 
     # --- sampling ---------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from disa_framework.models.adaptive import (
 from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.layers import TimestepEmbedding, flow_times, patchify, unpatchify
+from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import LinearFlow, Nodes
 from disa_framework.solvers.table import Denoiser, Step
@@ -116,16 +117,16 @@ class XAR(ARDiffusionModel):
 
         self.class_emb = nn.Embedding(num_classes + 1, width)
         self.time_embed = TimestepEmbedding(width)
-        self.z_proj = nn.Linear(latent_channels, width)
+        self.z_proj = Linear(latent_channels, width)
         self.z_proj_ln = RMSNorm(width)
         self.encoder_pos_embed_learned = positions()
         self.encoder_blocks = blocks(encoder_depth, encoder_heads)
         self.encoder_norm = RMSNorm(width)
-        self.decoder_embed = nn.Linear(width, width)
+        self.decoder_embed = Linear(width, width)
         self.decoder_pos_embed_learned = positions()
         self.decoder_blocks = blocks(decoder_depth, decoder_heads)
         self.decoder_norm = RMSNorm(width)
-        self.pred = nn.Linear(width, latent_channels)
+        self.pred = Linear(width, latent_channels)
         self.register_buffer("mask", block_causal_mask([self.cell_tokens] * self.max_stages))
         self._initialize()
 

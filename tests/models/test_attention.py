@@ -16,7 +16,7 @@ from torch import Tensor
 from disa_framework import Guidance, generate
 from disa_framework.models import attention
 from disa_framework.models.attention import AttentionLayer, Backend, KVCache, Past, attend, use_attention
-from disa_framework.models.layers import Attention
+from disa_framework.models.layers import Block
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDPM
 from tests.models.tiny import tiny_mar
@@ -80,7 +80,7 @@ def test_a_causal_query_sees_the_keys_up_to_its_own_from_the_end(queries: int, k
 def test_dropout_is_for_training_alone() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer, x = Attention(12, 3, dropout=0.5, proj_dropout=0.5), torch.randn(2, 5, 12)
+        layer, x = Block(12, 3, attn_dropout=0.5, proj_dropout=0.5), torch.randn(2, 5, 12)
         assert not torch.equal(layer(x), layer(x))
         layer.eval()
         assert torch.equal(layer(x), layer(x))
@@ -247,7 +247,7 @@ def test_a_part_of_the_rows_can_be_used() -> None:
 def test_a_causal_layer_reads_a_sequence_in_any_pieces(pieces: tuple[int, ...]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer, x = Attention(h * d, h, causal=True).eval(), torch.randn(B, 5, h * d)
+        layer, x = Block(h * d, h, causal=True).eval(), torch.randn(B, 5, h * d)
     cache, out, start = KVCache(B, h, 5, d, like=x), [], 0
     with torch.inference_mode():
         for piece in x.split(pieces, dim=1):

@@ -1,0 +1,61 @@
+"""The linear layer of all models: by whichever of PyTorch's two libraries multiplies matrices faster.
+
+On CPUs PyTorch multiplies float32 with MKL, which leaves the 512-bit units of other makers than Intel unused, and so
+half of what they can do; oneDNN, which PyTorch carries too, uses them. Results differ by rounding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WORTH_IT = 2**20
+"""Products of numbers in a call from which on oneDNN's longer start is made up for."""
+
+
+class Linear(nn.Linear):
+    """As PyTorch's, whose parameters it has; exact GELU may follow it.
+
+    Args:
+        width, out: of what it takes and of what it gives.
+        bias: whether it adds one.
+        gelu: whether GELU follows.
+    """
+
+    def __init__(self, width: int, out: int, bias: bool = True, gelu: bool = False) -> None:
+        super().__init__(width, out, bias)
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _ONEDNN and x.numel() * self.out_features >= _WORTH_IT and _is_plain(x):
+            after = "gelu" if self.gelu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "none")
+        x = F.linear(x, self.weight, self.bias)
+        return F.gelu(x) if self.gelu else x
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it is float32 on the CPU, and neither gradients nor another precision is asked for."""
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _onednn_is_faster() -> bool:
+    """Whether the CPU has 512-bit units that MKL does not use, as far as the system tells."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_ONEDNN = _onednn_is_faster()
