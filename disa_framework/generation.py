@@ -13,6 +13,7 @@ from torch import Tensor
 
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
+from disa_framework.models.lazy import Lazy, caching
 from disa_framework.noise import NoiseSource, PhiloxNoise
 from disa_framework.schedules import StepSchedule
 from disa_framework.solvers import Solver
@@ -60,6 +61,7 @@ def generate(
     solver: Solver,
     num_stages: int | None = None,
     guidance: Guidance | None = None,
+    cache: Lazy | None = None,
     seed: int = 0,
     indices: Tensor | None = None,
     batch_size: int | None = None,
@@ -75,6 +77,7 @@ def generate(
         solver: turns noise into tokens.
         num_stages: `K`; by default as many as the model can take.
         guidance: classifier-free guidance; none by default.
+        cache: computes parts of a masked model's backbone at every few stages only; off by default.
         seed: of the run.
         indices: `[B]` places of the samples in the run, 0 … B-1 by default. Sample `i` depends on `seed` and
             its index alone.
@@ -96,7 +99,7 @@ def generate(
     for observer in observers:
         observer.begin(model, stages, count)
     budget = schedule.budget(stages)
-    with evaluating(model):
+    with evaluating(model), caching(model, cache):
         state = model.begin(asked, stages, guidance or Guidance(), source, count)
         state = advance(
             model, state, range(stages), lambda stage, history: schedule.steps(stage, budget, history), solver, source,

@@ -18,6 +18,7 @@ from disa_framework.generation import Observer, generate
 from disa_framework.guidance import Guidance
 from disa_framework.models.attention import Backend, use_attention
 from disa_framework.models.base import ARDiffusionModel, Condition
+from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.models.tokenizers import Identity, Tokenizer
 from disa_framework.schedules import Constant, StepSchedule
 from disa_framework.solvers import DDPM, Solver
@@ -69,6 +70,7 @@ class ARDiffusionModule(LightningModule):
         guidance: classifier-free guidance.
         num_stages: AR stages of an image; as many as the model can take by default.
         tokenizer: between images and latents; pixels are latents by default.
+        cache: of features, which saves a masked model much of its backbone's time and changes what it draws a little.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.
@@ -82,18 +84,21 @@ class ARDiffusionModule(LightningModule):
         guidance: Guidance = Guidance(),
         num_stages: int | None = None,
         tokenizer: Tokenizer | None = None,
+        cache: Lazy | None = None,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
     ) -> None:
         super().__init__()
         use_attention(model, attention)
+        check_cache(model, cache)
         self.model = model
         self.schedule = schedule or Constant(50)
         self.solver = solver or DDPM()
         self.guidance = guidance
         self.num_stages = model.max_stages if num_stages is None else num_stages
         self.tokenizer = tokenizer or Identity()
+        self.cache = cache
         self.optimization = optimization
         self.seed = seed
         self.observers: Sequence[Observer] = ()
@@ -116,6 +121,7 @@ class ARDiffusionModule(LightningModule):
             solver=self.solver,
             num_stages=self.num_stages,
             guidance=self.guidance,
+            cache=self.cache,
             seed=self.seed,
             indices=indices,
             batch_size=len(indices),

@@ -17,7 +17,7 @@ ROOT = Path(disa_framework.__file__).parent
 PACKAGE = disa_framework.__name__
 
 FLOORS = (
-    ("noise", "guidance", "files", "models.attention"),
+    ("noise", "guidance", "files", "models.attention", "models.linear"),
     ("page", "solvers", "schedules", "models.layers"),
     ("models", "trajectory"),
     ("generation",),

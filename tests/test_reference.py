@@ -1,4 +1,4 @@
-"""The plain samplers draw what the fast ones draw, so that comparing their times is fair."""
+"""The plain samplers draw what the fast ones draw, by layers of their own, so that comparing their times is fair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks import reference
 from disa_framework import Guidance, generate
@@ -38,3 +39,16 @@ def test_plain_and_fast_samplers_draw_the_same(name: str, guidance: Guidance) ->
     drawn = plain(model, labels, budget, solver, guidance, PhiloxNoise(4, places))
     torch.testing.assert_close(drawn, fast, rtol=0, atol=1e-4 * fast.abs().max().item())
     assert fast.std() > 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plain_samplers_call_no_layer_of_the_models(name: str) -> None:
+    plain, make, solver, budget = CASES[name]
+    called: list[str] = []
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        called.append(type(module).__name__)
+
+    with register_module_forward_pre_hook(note):
+        plain(make(), torch.tensor([0, 2, 1]), budget, solver, Guidance(3.0), PhiloxNoise(4, torch.arange(3)))
+    assert not called

@@ -87,6 +87,14 @@ class _WatchedModel(ARDiffusionModel):
         self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
         self.min_stages, self.max_stages = model.min_stages, model.max_stages
 
+    @property
+    def cache(self) -> Any:
+        return self.watched.cache  # no attribute of a model that has none, as of the model itself
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self.watched.cache = cache
+
     def begin(
         self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
     ) -> Any:

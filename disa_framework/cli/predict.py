@@ -40,7 +40,7 @@ A run that was stopped goes on where it was when it is started again, unless it 
 """
 _GRID = 100
 _DECIDES_PIXELS = (
-    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels", "images_per_class",
+    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "cache", "seed", "labels", "images_per_class",
 )  # fmt: skip
 _NOTHING = "none"  # to keep
 

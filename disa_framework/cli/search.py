@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -74,8 +74,8 @@ examples:
 started again; start the command twice, and two workers share it. optuna-dashboard shows what is in the storage.
 """
 _DECIDES_TRIALS = (
-    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "seed", "labels", "metric", "space", "rungs",
-    "batch_size", "method", "latency", "speedup", "evaluations", "unit",
+    "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "cache", "seed", "labels", "metric", "space",
+    "rungs", "batch_size", "method", "latency", "speedup", "evaluations", "unit",
 )  # fmt: skip
 _DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "batch_size", "trainer")
 _DECIDES_PROFILE = (
@@ -335,7 +335,7 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
     decides = json.dumps([settings[name] for name in _DECIDES_COST])
 
     def measure(module: ARDiffusionModule) -> CostModel:
-        details = f"{decides} {module.num_stages} {module.guidance.active}"
+        details = f"{decides} {module.num_stages} {module.guidance.active} {module.cache}"
         path = folder / f"cost-{hashlib.sha256(details.encode()).hexdigest()[:8]}.json"
         if not path.exists():
             asked = None if meter.condition is None else meter.condition[: meter.batch_size]
@@ -397,6 +397,8 @@ def _write_best(task: Task, setting: Setting) -> None:
     chosen: dict[str, Any] = {"schedule": yaml.safe_load(schedule.read_text())}
     if task.space.num_stages:
         chosen["num_stages"] = setting.num_stages
+    if setting.cache != task.meter.module.cache:
+        chosen["cache"] = asdict(setting.cache) if setting.cache else None
     if task.space.guidance:
         chosen["guidance"] = {"scale": setting.guidance.scale}
     if task.space.solvers:

@@ -147,6 +147,10 @@ class Harmon(ARDiffusionModel):
         if freeze_llm:
             self.llm.requires_grad_(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with unrounded(self.llm):
+            return super()._apply(fn, recurse)
+
     @property
     def head(self) -> nn.Module:
         return self.mar.head
@@ -263,11 +267,10 @@ class Harmon(ARDiffusionModel):
         return MARState.begin(blank, num_stages, self.read(*self.pad(prompts)), guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
-        visible, drawn = state.places(stage)
-        return self.mar.proposal(state, stage, drawn, self.backbone(state.tokens, state.context, visible, drawn))
+        return self.mar.proposal(state, stage, self.backbone(state.tokens, state.context, *state.places(stage)))
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
-        return state.accept(proposal.places, tokens)
+        return state.accept(proposal, tokens)
 
     def finish(self, state: MARState) -> Tensor:
         return unpatchify(state.tokens, self.mar.patch_size, *self.latent_shape[1:])

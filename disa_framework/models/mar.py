@@ -17,6 +17,7 @@ from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.diffusion_head import DiffusionLoss
 from disa_framework.models.layers import Block, gather_heads, gather_tokens, patchify, unpatchify
+from disa_framework.models.lazy import Lazy, Memory, lazy_backbone
 from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Cosine
@@ -44,6 +45,7 @@ class MARState:
         context: what the backbone is given beside tokens; of MAR, the class embedding `[G B, w]`, conditional
             rows first.
         guidance: of the run.
+        memory: features of the stage before, where they are cached.
     """
 
     tokens: Tensor
@@ -51,6 +53,7 @@ class MARState:
     counts: tuple[int, ...]
     context: Any
     guidance: Guidance
+    memory: Memory | None = None
 
     @classmethod
     def begin(
@@ -61,9 +64,10 @@ class MARState:
         return cls(tokens, noise.permutation(N), masked_counts(N, num_stages), context, guidance)
 
     def places(self, stage: int) -> tuple[Tensor, Tensor]:
-        """Of the tokens that a stage sees `[B, N - m]`, and of those that it draws `[B, n]`, these in raster order."""
+        """Of the tokens that a stage sees `[B, N - m]`, the first drawn in front, and of those that it draws `[B, n]`,
+        in raster order."""
         before = self.counts[stage - 1] if stage else self.order.shape[1]
-        return self.order[:, before:], self.order[:, self.counts[stage] : before].sort(dim=1).values
+        return self.order[:, before:].flip(1), self.order[:, self.counts[stage] : before].sort(dim=1).values
 
     def scale(self, stage: int) -> float:
         """Of guidance at a stage."""
@@ -71,9 +75,11 @@ class MARState:
         N = self.order.shape[1]
         return self.guidance.at((N - max(self.counts[stage], 1)) / N)
 
-    def accept(self, places: Tensor, tokens: Tensor) -> MARState:
-        """The state with the tokens `[B, n, D]` at `places [B, n]`."""
-        return replace(self, tokens=self.tokens.scatter(1, places[..., None].expand_as(tokens), tokens))
+    def accept(self, proposal: Proposal, tokens: Tensor) -> MARState:
+        """The state with the tokens `[B, n, D]` in their places, and what the stage leaves to remember."""
+        places, memory = proposal.places
+        filled = self.tokens.scatter(1, places[..., None].expand_as(tokens), tokens)
+        return replace(self, tokens=filled, memory=memory)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,8 @@ class MAR(ARDiffusionModel):
         diffusion_batch_mul: `R`, how many times and noises a masked token is trained at.
         position_std: standard deviation of the initial position tables.
     """
+
+    cache: Lazy | None = None
 
     def __init__(
         self,
@@ -236,28 +244,48 @@ class MAR(ARDiffusionModel):
         encoded = self.encode(gather_tokens(tokens, visible), label_embedding, visible, self.positions)
         return self.decode(encoded, visible, drawn, self.positions)
 
+    @property
+    def encoder(self) -> list[Block]:
+        return cast(list[Block], list(self.encoder_blocks))
+
+    @property
+    def decoder(self) -> list[Block]:
+        return cast(list[Block], list(self.decoder_blocks))
+
     def encode(self, seen: Tensor, label_embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
         """Encodes visible tokens `seen [B, m, D]` at `visible [B, m]` behind the buffer: `[B, S + m, w]`."""
-        S = self.buffer_size
-        buffer = label_embedding[:, None] + positions.encoder[:, :S]
-        image = self.z_proj(seen) + gather_tokens(positions.encoder[:, S:], visible)
-        x = self.z_proj_ln(torch.cat((buffer, image), dim=1))
-        for block in self.encoder_blocks:
+        x = self.embed(seen, label_embedding, visible, positions)
+        for block in self.encoder:
             x = block(x)
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, visible: Tensor, drawn: Tensor, positions: Positions) -> Tensor:
         """Fills the masked places, and returns `z [B, n, w]` at `drawn [B, n]`."""
+        x = self.fill(encoded, visible, positions)
+        *blocks, last = self.decoder
+        for block in blocks:
+            x = block(x)
+        q, k, v = last.project(x)  # only drawn tokens are read from here on
+        places = drawn + self.buffer_size
+        return self.read(last.update(gather_tokens(x, places), gather_heads(q, places), k, v), drawn, positions)
+
+    def embed(self, seen: Tensor, label_embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
+        """What the encoder's blocks are given, `[B, S + m, w]`."""
+        S = self.buffer_size
+        buffer = label_embedding[:, None] + positions.encoder[:, :S]
+        image = self.z_proj(seen) + gather_tokens(positions.encoder[:, S:], visible)
+        return self.z_proj_ln(torch.cat((buffer, image), dim=1))
+
+    def fill(self, encoded: Tensor, visible: Tensor, positions: Positions) -> Tensor:
+        """What the decoder's blocks are given, `[B, S + N, w]`."""
         S, N = self.buffer_size, positions.head.shape[1]
         x = self.decoder_embed(encoded)
         image = self.mask_token.to(x.dtype).expand(len(x), N, -1)
         image = image.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, S:])
-        x = torch.cat((x[:, :S], image), dim=1) + positions.decoder
-        *blocks, last = cast(list[Block], list(self.decoder_blocks))
-        for block in blocks:
-            x = block(x)
-        q, k, v = last.project(x)  # only drawn tokens are read from here on
-        x = last.update(gather_tokens(x, drawn + S), gather_heads(q, drawn + S), k, v)
+        return torch.cat((x[:, :S], image), dim=1) + positions.decoder
+
+    def read(self, x: Tensor, drawn: Tensor, positions: Positions) -> Tensor:
+        """`z [B, n, w]` of what the decoder's blocks made of the tokens at `drawn [B, n]`."""
         return self.decoder_norm(x) + gather_tokens(positions.head, drawn)
 
     # --- sampling ---------------------------------------------------------------------------------------
@@ -273,23 +301,21 @@ class MAR(ARDiffusionModel):
         return MARState.begin(blank, num_stages, label_embedding, guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
+        if self.cache is not None:
+            z, memory = lazy_backbone(self, self.cache, state, stage)
+            return self.proposal(state, stage, z, memory)
         visible, drawn = state.places(stage)
-        branches = 2 if state.guidance.active else 1
-        z = self.backbone(
-            state.tokens.repeat(branches, 1, 1),
-            state.context,
-            visible.repeat(branches, 1),
-            drawn.repeat(branches, 1),
-        )
-        return self.proposal(state, stage, drawn, z)
+        G = len(state.context) // len(state.tokens)
+        z = self.backbone(state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1))
+        return self.proposal(state, stage, z)
 
-    def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor) -> Proposal:
-        """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
+    def proposal(self, state: MARState, stage: int, z: Tensor, memory: Memory | None = None) -> Proposal:
+        """The head for the tokens that a stage draws, under their conditioning `z [G B, n, w]`."""
         denoise = self.diffloss.denoiser(z, state.scale(stage), state.guidance)
-        return Proposal((drawn.shape[1], self.token_channels), denoise, drawn, z)
+        return Proposal((z.shape[1], self.token_channels), denoise, (state.places(stage)[1], memory), z)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
-        return state.accept(proposal.places, tokens)
+        return state.accept(proposal, tokens)
 
     def finish(self, state: MARState) -> Tensor:
         return unpatchify(state.tokens, self.patch_size, *self.latent_shape[1:])

@@ -9,6 +9,7 @@ from dataclasses import replace
 from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial, TrialState
 
+from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage
 from disa_framework.search.cost import CostModel
@@ -31,11 +32,11 @@ class Costs:
 
     def __init__(self, module: ARDiffusionModule, measure: Callable[[ARDiffusionModule], CostModel]) -> None:
         self.module, self.measure = module, measure
-        self._models: dict[tuple[int, bool], CostModel] = {}
+        self._models: dict[tuple[int, bool, Lazy | None], CostModel] = {}
 
     def model(self, setting: Setting) -> CostModel:
-        """For all schedules of this setting's number of stages, with its solver."""
-        key = (setting.num_stages, setting.guidance.active)
+        """For all schedules of this setting's number of stages and cache, with its solver."""
+        key = (setting.num_stages, setting.guidance.active, setting.cache)
         if key not in self._models:
             with setting.applied(self.module):
                 self._models[key] = self.measure(self.module)

@@ -18,6 +18,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from disa_framework.guidance import Guidance
+from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Budget, PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.solvers import Solver
@@ -30,18 +31,19 @@ class Setting:
     """What images are drawn with.
 
     Attributes:
-        schedule, solver, guidance, num_stages: as of `ARDiffusionModule`.
+        schedule, solver, guidance, num_stages, cache: as of `ARDiffusionModule`.
     """
 
     schedule: StepSchedule
     solver: Solver
     guidance: Guidance
     num_stages: int
+    cache: Lazy | None = None
 
     @classmethod
     def of(cls, module: ARDiffusionModule) -> Setting:
         """That of a module."""
-        return cls(module.schedule, module.solver, module.guidance, module.num_stages)
+        return cls(module.schedule, module.solver, module.guidance, module.num_stages, module.cache)
 
     @property
     def budget(self) -> Budget:
@@ -51,7 +53,7 @@ class Setting:
     def key(self) -> str:
         """The same for settings that draw the same images."""
         steps = repr(self.schedule) if self.schedule.reads_signals else self.budget
-        text = json.dumps([steps, repr(self.solver), repr(self.guidance)])
+        text = json.dumps([steps, repr(self.solver), repr(self.guidance), *([repr(self.cache)] if self.cache else [])])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @contextmanager
@@ -251,6 +253,7 @@ class Space:
         guidance: least and greatest scale of guidance.
         solvers: to choose from; temperature, clip and grid are options of theirs.
         num_stages: numbers of stages to choose from.
+        refresh: periods of feature caching to choose from; 1 does without.
     """
 
     schedule: ScheduleSpace
@@ -258,6 +261,7 @@ class Space:
     guidance: tuple[float, float] | None = None
     solvers: Sequence[Solver] = ()
     num_stages: Sequence[int] = ()
+    refresh: Sequence[int] = ()
 
     def suggest(self, trial: BaseTrial, base: Setting) -> Setting:
         """What a trial asks for; `base` has the rest."""
@@ -270,6 +274,9 @@ class Space:
         if self.guidance:
             scale = Range(*self.guidance, whole=False).suggest(trial, "guidance")
             setting = replace(setting, guidance=replace(base.guidance, scale=scale))
+        if self.refresh:
+            period = trial.suggest_categorical("refresh", self.refresh)
+            setting = replace(setting, cache=_every(period, base.cache))
         return replace(setting, schedule=self.schedule.suggest(trial, setting.num_stages))
 
     def encode(self, setting: Setting) -> dict[str, Any]:
@@ -281,14 +288,23 @@ class Space:
             values["solver"] = repr(setting.solver if setting.solver in self.solvers else self.solvers[0])
         if self.guidance:
             values["guidance"] = Range(*self.guidance, whole=False).nearest(setting.guidance.scale)
+        if self.refresh:
+            period = setting.cache.refresh if setting.cache else 1
+            values["refresh"] = min(self.refresh, key=lambda other: abs(other - period))
         return values
 
     def cheapest(self, base: Setting) -> list[Setting]:
         """Settings among which the cheapest of all is."""
         scales = self.guidance or (base.guidance.scale,)
         return [
-            Setting(self.schedule.cheapest(count), solver, replace(base.guidance, scale=scale), count)
+            Setting(self.schedule.cheapest(count), solver, replace(base.guidance, scale=scale), count, cache)
             for count in self.num_stages or (base.num_stages,)
             for solver in self.solvers or (base.solver,)
             for scale in scales
+            for cache in ([_every(period, base.cache) for period in self.refresh] or [base.cache])
         ]
+
+
+def _every(period: int, base: Lazy | None) -> Lazy | None:
+    """A cache of this period, otherwise like another."""
+    return replace(base or Lazy(), refresh=period) if period > 1 else None

@@ -100,7 +100,7 @@ class Watcher(Observer):
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
         io, step = self.case.io, self.case.info["per_step"][stage]
-        drawn = torch.zeros_like(self.masked).scatter_(1, proposal.places, 1)
+        drawn = torch.zeros_like(self.masked).scatter_(1, proposal.places[0], 1)
         self._exact("mask_in", self.masked, io[f"ar{stage:03}/mask_in"])
         self._exact("mask_to_pred", drawn, io[f"ar{stage:03}/mask_to_pred"])
         self.report.compare_exactly("requested_steps", steps, step["requested_diffusion_steps"])
