@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from disa_framework.diagnostics.runs import MENU, Progress
 from disa_framework.files import write_atomically
+from disa_framework.models.lazy import REFRESHES, Lazy, check_cache
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSchedule, TwoStage
 from disa_framework.search.cost import analytic_cost
@@ -108,12 +109,26 @@ def stages(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settin
     }
 
 
+def caching(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+    """Feature caching at several periods, at constant and at falling steps."""
+    base, schedules = Setting.of(module), {"constant": Constant(steps), "linear": Linear(steps, min(menu))}
+    check_cache(module.model, Lazy())
+    return {
+        f"{'no cache' if cache is None else f'refresh {cache.refresh}'}, {name}": replace(
+            base, schedule=schedule, cache=cache
+        )
+        for cache in (None, *map(Lazy, REFRESHES))
+        for name, schedule in schedules.items()
+    }
+
+
 ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Settings]] = {
     "early_late": early_late,
     "equal_mean": equal_mean,
     "clip": clip,
     "solvers": solvers,
     "stages": stages,
+    "caching": caching,
 }
 
 

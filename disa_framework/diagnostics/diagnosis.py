@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import MENU, Progress, Stage, watch
 from disa_framework.files import write_atomically
 from disa_framework.models import MixtureAR
 from disa_framework.models.base import Condition
+from disa_framework.models.lazy import REFRESHES, Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.search.calibration import measure_profile
 from disa_framework.search.cost import measure_cost
@@ -74,7 +76,7 @@ class Diagnosis:
         axes = plt.subplots()[1] if ax is None else ax
         for name, values in self.parts[part].items():
             axes.plot(range(len(values)), values, ".-", label=name)
-        axes.set(xlabel="stage", ylabel=part, yscale="log" if part in ("error", "time") else "linear")
+        axes.set(xlabel="stage", ylabel=part, yscale="log" if part in ("error", "time", "caching") else "linear")
         axes.legend(fontsize="small")
         return axes
 
@@ -161,6 +163,15 @@ def _time(subject: _Subject) -> Columns:
     }
 
 
+def _caching(subject: _Subject) -> Columns:
+    model, caches = subject.module.model, [Lazy(refresh) for refresh in REFRESHES]
+    if not hasattr(model, "cache"):
+        return {}
+    size = min(subject.batch_size, subject.count)
+    errors = cache_errors(subject.module, subject.one_batch, size, caches, subject.steps)
+    return {f"cache_error_{cache.refresh}": found for cache, found in zip(caches, errors, strict=True)}
+
+
 PARTS: dict[str, Callable[[_Subject], Columns]] = {
     "predictability": _predictability,
     "variance": _variance,
@@ -168,6 +179,7 @@ PARTS: dict[str, Callable[[_Subject], Columns]] = {
     "straightness": _straightness,
     "error": _error,
     "time": _time,
+    "caching": _caching,
 }
 
 
@@ -198,7 +210,9 @@ def diagnose(
             `straightness`: cosine between predicted direction and the line from noise to token;
             `error`: `error_T` for each `T` of the menu, how far `T` steps at this stage shift what comes out, see
             `disa_framework.search.calibration`;
-            `time`: milliseconds an image, of the backbone, and of the head at `steps` steps.
+            `time`: milliseconds an image, of the backbone, and of the head at `steps` steps;
+            `caching`: `cache_error_R` for each period `R` of feature caching, how far it puts `z` off given the same
+            tokens; left out for a model that caches nothing.
         count: `S`, where there is no condition.
         batch_size: samples drawn together; errors and times are those of one batch.
         steps: at every stage.

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from disa_framework.models.mar import MAR, MARState
 
 
+REFRESHES = (2, 4, 8)
+"""Periods that are worth a look."""
+
+
 @dataclass(frozen=True)
 class Lazy:
     """How much of a masked backbone is computed at each stage.

@@ -9,11 +9,13 @@ import torch
 from disa_framework.diagnostics import ABLATIONS, Case, asymmetry, measure_ablation
 from disa_framework.diagnostics.ablation import save, table
 from disa_framework.models import MixtureAR
+from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.search.meter import Meter
 from disa_framework.search.quality import SlicedWasserstein
 from disa_framework.search.space import Setting
 from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, LinearFlow, Spaced, Strided
+from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar
 from tests.search.small import mixture_meter, mixture_module
 
@@ -56,6 +58,15 @@ def test_solvers_are_compared_at_equal_evaluations(process: LinearFlow | None) -
     assert ({Euler, Heun} if process else {DDPM, DPMSolverPP}) <= {type(s.solver) for s in found}
     counts = [s.solver.evaluations(module.model.process, s.budget[0]) for s in found]
     assert counts == sorted(counts) and set(counts) == {2, 7, 20}
+
+
+def test_caches_are_compared_at_the_same_schedules() -> None:
+    found = settings("caching", ARDiffusionModule(tiny_mar(), num_stages=4))
+    caches = [setting.cache for setting in found.values()]
+    assert caches == [cache for cache in (None, Lazy(2), Lazy(4), Lazy(8)) for _ in range(2)]
+    assert {setting.budget for setting in found.values()} == {(20,) * 4, (20, 14, 8, 2)}
+    with pytest.raises(ValueError, match="MixtureAR is none"):
+        settings("caching", ARDiffusionModule(MixtureAR()))
 
 
 def test_stages_are_halved_down_to_two() -> None:

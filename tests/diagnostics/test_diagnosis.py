@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from disa_framework.diagnostics import PARTS, Diagnosis, diagnose
+from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.diagnosis import rank_correlation
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import watch
 from disa_framework.guidance import Guidance
 from disa_framework.models import MixtureAR
+from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DPMSolverPP, Euler, LinearFlow, Uniform
@@ -51,7 +53,7 @@ def test_the_error_falls_with_the_steps(diagnosis: Diagnosis) -> None:
 
 
 def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_path: Path) -> None:
-    assert tuple(diagnosis.parts) == tuple(PARTS)
+    assert tuple(diagnosis.parts) == tuple(part for part in PARTS if part != "caching")  # a mixture caches nothing
     names = ["r2", "mse", "variance", "entropy", "straightness", "error_2", "error_4", "error_10"]
     assert list(diagnosis.columns) == [*names, "backbone_ms", "head_ms"]
     lines = diagnosis.table()
@@ -61,6 +63,18 @@ def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_pa
     assert [float(row["r2"]) for row in rows] == diagnosis.columns["r2"]
     axes = diagnosis.plot("error")
     assert [line.get_label() for line in axes.get_lines()] == names[5:]
+
+
+def test_what_is_cached_is_exact_where_it_is_refreshed_and_off_in_between() -> None:
+    module = ARDiffusionModule(tiny_mar(latent_size=8, patch_size=2), guidance=Guidance(2.0), num_stages=8)
+    found = diagnose(module, torch.arange(6) % 3, parts=["caching"], steps=3)
+    for period, errors in zip((2, 4, 8), found.parts["caching"].values(), strict=True):
+        assert all(error < 1e-5 for error in errors[::period])
+        assert all(0 < error < 1 for stage, error in enumerate(errors) if stage % period)
+        # More tokens are behind the times at every stage, until all are computed.
+        assert errors[1] < max(errors[1:period]) or period == 2
+    exact = cache_errors(module, torch.arange(6) % 3, 6, [Lazy(refresh=1)], steps=3)
+    assert max(exact[0]) < 1e-5
 
 
 def test_stages_are_the_same_whatever_the_batch_and_drawn_again_with_other_noise() -> None:

@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import FixedTrial
 
 from disa_framework.guidance import Guidance
+from disa_framework.models.lazy import Lazy
 from disa_framework.schedules import (
     Constant,
     Cosine,
@@ -122,8 +123,18 @@ def test_solver_guidance_and_stages_are_chosen_on_request() -> None:
     chosen = space.suggest(FixedTrial(space.encode(wanted)), base)
     assert chosen.budget == (7, 3)
     assert (chosen.solver, chosen.guidance, chosen.num_stages) == (solvers[2], Guidance(2.5), 2)
+    assert chosen.cache is None
     alone = Space(Stages(2)).suggest(FixedTrial({"steps_0": 7, "steps_1": 3}), base)
     assert (alone.solver, alone.guidance, alone.num_stages) == (base.solver, base.guidance, base.num_stages)
+
+
+def test_the_period_of_feature_caching_is_chosen_on_request() -> None:
+    base, space = Setting.of(mixture_module()), Space(Stages(2), refresh=(1, 2, 4))
+    for cache, found in ((None, None), (Lazy(2, 0.3), Lazy(2, 0.3)), (Lazy(7), Lazy(4))):
+        setting = replace(base, cache=cache)
+        assert space.suggest(FixedTrial(space.encode(setting)), setting).cache == found
+    assert len({replace(base, cache=cache).key for cache in (None, Lazy(2), Lazy(4), Lazy(4, 0.2))}) == 4
+    assert {setting.cache for setting in space.cheapest(base)} == {None, Lazy(2), Lazy(4)}
 
 
 def test_a_setting_is_applied_for_a_while() -> None:
