@@ -21,7 +21,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, Observer, StageRecord, generate, models
+from disa_framework import Guidance, Observer, StageRecord, generate, keep_freed_memory, models
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.attention import KVCache
 from disa_framework.noise import PhiloxNoise
@@ -80,6 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--run", choices=_RUNS, help=argparse.SUPPRESS)
     options = parser.parse_args(args)
+    keep_freed_memory()
     if options.run:
         print(json.dumps(measure(options.models[0], options.batch_size, options.run)))
         return

@@ -64,7 +64,7 @@ def mar(
             return torch.cat((_guided(eps, scale if guidance.acts(model.process.unit_time(t)) else 1.0), value), dim=-1)
 
         table = solver.table(model.process, steps)
-        normals = noise.normal(stage, (n, D), table.draws, table.state_dtype).flatten(1, 2)
+        normals = noise.normal(stage, (n, D), table.draws).flatten(1, 2)
         tokens[drawn] = _integrate(table, evaluate, normals)
         masked = still
     return unpatchify(tokens, model.patch_size, *model.latent_shape[1:])
@@ -90,7 +90,7 @@ def flowar(
             return _guided(v, scale if guidance.acts(t) else 1.0)
 
         table = solver.table(model.process, steps)
-        normals = noise.normal(stage, (side * side, C), table.draws, table.state_dtype)
+        normals = noise.normal(stage, (side * side, C), table.draws)
         tokens = _integrate(table, evaluate, normals)
         if stage + 1 < K:
             image = F.interpolate(unpatchify(tokens, 1, side, side), size=model.latent_shape[1:], mode="bicubic")
@@ -124,7 +124,7 @@ def xar(
             return _guided(velocity(_doubled(x), t, stage), scale if guidance.acts(t) else 1.0)
 
         table = solver.table(model.process, steps)
-        normals = noise.normal(stage, (n, C), table.draws, table.state_dtype)
+        normals = noise.normal(stage, (n, C), table.draws)
         cells.append(_integrate(table, evaluate, normals))
     return model.from_cells(torch.cat(cells, dim=1))
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from disa_framework import Guidance, generate
+from disa_framework import Guidance, generate, keep_freed_memory
 from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR
 from disa_framework.noise import PhiloxNoise
 from disa_framework.schedules import Linear, PerStage
@@ -145,6 +145,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use, too")
     parser.add_argument("--quick", action="store_true", help="few stages and steps, to see that it runs")
     options = parser.parse_args(args)
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from disa_framework.generation import Observer, generate
 from disa_framework.guidance import Guidance
 from disa_framework.models.attention import Backend, use_attention
 from disa_framework.models.base import ARDiffusionModel, Condition
+from disa_framework.models.compiling import compile_regions, missing_for_compilation
 from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.models.tokenizers import Identity, Tokenizer
 from disa_framework.schedules import Constant, StepSchedule
@@ -71,6 +73,8 @@ class ARDiffusionModule(LightningModule):
         num_stages: AR stages of an image; as many as the model can take by default.
         tokenizer: between images and latents; pixels are latents by default.
         cache: of features, which saves a masked model much of its backbone's time and changes what it draws a little.
+        compile: by PyTorch's compiler, which takes a minute or two at the start; left out, with a warning that says
+            why, where there is no compiler.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.
@@ -85,6 +89,7 @@ class ARDiffusionModule(LightningModule):
         num_stages: int | None = None,
         tokenizer: Tokenizer | None = None,
         cache: Lazy | None = None,
+        compile: bool = False,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
@@ -92,6 +97,10 @@ class ARDiffusionModule(LightningModule):
         super().__init__()
         use_attention(model, attention)
         check_cache(model, cache)
+        if compile and (lack := missing_for_compilation()):
+            warnings.warn(f"drawing without compilation: {lack}", stacklevel=2)
+        elif compile:
+            compile_regions(model)
         self.model = model
         self.schedule = schedule or Constant(50)
         self.solver = solver or DDPM()

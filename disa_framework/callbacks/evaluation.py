@@ -38,7 +38,7 @@ class Evaluation(Callback):
         if not images.isfinite().all():
             raise ValueError("the model drew NaN or infinite pixels: check its weights and the guidance scale")
         if images.dtype != torch.uint8:
-            images = to_uint8(images.float())
+            images = to_uint8(images)
         # A process without work of its own draws the first batch, which the first process draws, too: see RequestData.
         copied = not trainer.is_global_zero and int(batch.indices[0]) == 0
         own = slice(0 if copied else None)

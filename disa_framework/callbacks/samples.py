@@ -96,7 +96,7 @@ class SampleFolder:
     def write(self, index: int, image: Tensor) -> None:
         """Writes an image `[c, h, w]` in [-1, 1] with one or three channels, unless it exists."""
         if not self.file(index).exists() and index >= self.packed():
-            write_atomically(self.file(index), _png(to_uint8(image.float()).permute(1, 2, 0).cpu().numpy()))
+            write_atomically(self.file(index), _png(to_uint8(image).permute(1, 2, 0).cpu().numpy()))
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Images as uint8 `[B, c, h, w]`."""

@@ -22,6 +22,7 @@ from disa_framework import bench
 from disa_framework.bench import Case
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import load, requested, with_vae
+from disa_framework.cli.precision import add_precision, settle_precision
 from disa_framework.cli.report import aligned
 from disa_framework.files import write_atomically
 from disa_framework.module import ARDiffusionModule
@@ -38,7 +39,7 @@ examples:
   disa-bench --config digits/mar --random_weights true --compare digits/xar
 
 All cases are timed in turn, in every round; shown are medians, with quartiles. The output folder then holds bench.json
-and bench.png. Schedules and batch sizes are those of all configurations; all else is each configuration's own.
+and bench.png. Schedules, batch sizes and --precision are those of all configurations; all else is each one's own.
 """
 _VERSIONS = {"torch": torch.__version__, "lightning": lightning.__version__, "python": platform.python_version()}
 
@@ -50,7 +51,7 @@ def benchmark(args: Sequence[str] | None = None) -> Path:
     schedules = [*map(_schedule, _several(config.schedules)), *map(PerStage, config.budgets)]
     first = str(config.config[-1]) if config.config else "options"
     named = [(first, config)]
-    named += [(name, with_vae(parser, parser.parse_args(["--config", name]))) for name in _several(config.compare)]
+    named += [(name, _beside(parser, name, config)) for name in _several(config.compare)]
     cases = [case for name, own in named for case in _cases(parser, config, _short(name), own, schedules)]
     timings = bench.measure(cases, repeats=config.repeats)
     folder = Path(config.output)
@@ -81,6 +82,7 @@ def _make_parser() -> ArgumentParser:
     add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
     add("--random_weights", type=bool, default=False, help="Do without: times hardly depend on them, images do.")
     add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
+    add_precision(parser)
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--output", type=str, default="outputs/bench", help="Folder for the results.")
@@ -94,6 +96,16 @@ def _short(name: str) -> str:
     """Of a configuration that was given by name or path: `digits/mar`."""
     path = Path(name)
     return f"{path.parent.name}/{path.stem}".lstrip("/")
+
+
+def _beside(parser: ArgumentParser, name: str, first: Namespace) -> Namespace:
+    """Another configuration, in the precision that was asked for."""
+    config = with_vae(parser, parser.parse_args(["--config", name]))
+    if first.precision is None:
+        settle_precision(config, parser.prog)
+    else:
+        config.trainer.precision = first.trainer.precision
+    return config
 
 
 def _several(value: list[str] | str) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 from lightning import Trainer
 
+from disa_framework.cli.precision import settle_precision
+from disa_framework.memory import keep_freed_memory
 from disa_framework.models import ARDiffusionModel, Tokenizer
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import StepSchedule
@@ -83,10 +85,12 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, args: Sequence[str] | None) -> Namespace:
-    """Adds the options of Lightning's trainer, and parses."""
+    """Adds the options of Lightning's trainer, and parses; `--precision`, if there is one, is the trainer's then."""
     _quiet()
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)  # last, for its forty options
-    return parser.parse_args(None if args is None else list(args))
+    config = parser.parse_args(None if args is None else list(args))
+    settle_precision(config, parser.prog)
+    return config
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
@@ -106,6 +110,7 @@ def make_module(init: Namespace) -> ARDiffusionModule:
 
 def run(prog: str, command: Callable[[], object]) -> None:
     """Runs a command; what a user can mend is one line on standard error and exit status 1."""
+    keep_freed_memory()
     try:
         command()
     except (ValueError, OSError) as error:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from disa_framework import diagnostics, page
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import load, requested, with_vae
+from disa_framework.cli.precision import add_precision
 from disa_framework.cli.report import aligned
 from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
 from disa_framework.diagnostics.ablation import plot, save, table
@@ -83,6 +84,7 @@ def _make_parser() -> ArgumentParser:
     add("--repeats", type=PositiveInt, default=8, help="Draws from what the head is told, for variance and entropy.")
     add("--stride", type=PositiveInt, default=1, help="Measure errors every so many stages.")
     add("--seeds", type=PositiveInt, default=3, help="Seeds of the noise of an ablation.")
+    add_precision(parser)
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--output", type=str, default="outputs/diagnosis", help="Folder for the results.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from disa_framework.callbacks import Evaluation, ImageWriter, SampleFolder, Throughput
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import classes, digest_of, load, with_vae
+from disa_framework.cli.precision import add_precision
 from disa_framework.cli.report import report
 from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
@@ -97,6 +98,7 @@ def _make_parser() -> ArgumentParser:
     add("--output", type=str, default="outputs/samples", help="Folder for the images.")
     form = Literal["png", "npz", "both", "none"]
     add("--format", type=form, default="png", help="What to keep: PNG files, samples.npz as ADM reads it, or both.")
+    add_precision(parser)
     add("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
     parser.add_class_arguments(Comparison, "evaluate")
     return parser
@@ -230,6 +232,7 @@ def _settings(
         options["weights"] = digest_of(load_weights(options["weights"]))
     return {
         **{name: whole.get(name) for name in _DECIDES_PIXELS},
+        "precision": whole["trainer"]["precision"],
         "prompts": [p["prompt"] for p in prompts] or None,
         "weights": digest_of(model.state_dict()),
     }

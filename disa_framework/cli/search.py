@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import digest_of, load, requested, with_vae
+from disa_framework.cli.precision import add_precision
 from disa_framework.cli.report import aligned
 from disa_framework.data import read_prompts
 from disa_framework.files import write_atomically
@@ -75,12 +76,12 @@ started again; start the command twice, and two workers share it. optuna-dashboa
 """
 _DECIDES_TRIALS = (
     "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "cache", "seed", "labels", "metric", "space",
-    "rungs", "batch_size", "method", "latency", "speedup", "evaluations", "unit",
+    "precision", "rungs", "batch_size", "method", "latency", "speedup", "evaluations", "unit",
 )  # fmt: skip
 _DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "batch_size", "trainer")
 _DECIDES_PROFILE = (
-    "model", "weights", "prompts", "labels", "rungs", "solver", "guidance", "num_stages", "seed", "profile_samples",
-    "profile_menu", "profile_stride",
+    "model", "weights", "precision", "prompts", "labels", "rungs", "solver", "guidance", "num_stages", "seed",
+    "profile_samples", "profile_menu", "profile_stride",
 )  # fmt: skip
 _CELLS = 10_000  # of the knapsack's axis of costs
 _HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
@@ -300,6 +301,7 @@ def _make_parser() -> ArgumentParser:
     add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
     add("--seeds", type=PositiveInt, default=3, help="Seeds of the final comparison, none of which the study used.")
     add("--starts", type=list[str], default=[], help="Files of schedules to begin with, besides the hand-made ramps.")
+    add_precision(parser)
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--storage", type=str | None, help="Journal file or database URL (default: study.log in the output folder).")
@@ -411,4 +413,5 @@ def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel
     whole = json.loads(parser.dump(config, format="json", skip_unset=False))
     prompts = read_prompts(config.prompts) if config.prompts else []
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    return {**whole, "weights": digest_of(model.state_dict()), "prompts": digest}
+    precision = whole["trainer"]["precision"]
+    return {**whole, "precision": precision, "weights": digest_of(model.state_dict()), "prompts": digest}

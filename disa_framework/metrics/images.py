@@ -9,7 +9,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
     Rounding, not truncation, is what the published FID numbers were made with.
     """
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_uint8(images: Tensor, channels: int, size: int) -> None:

@@ -6,14 +6,16 @@ Letters: `B` batch, `L` sequence length, `w` width, `h` heads, `d = w / h` width
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disa_framework.models.attention import AttentionLayer, KVCache, Past, attend
+from disa_framework.models.buffers import unrounded
+from disa_framework.models.compiling import Region
 from disa_framework.models.layers import check_heads, modulate
 from disa_framework.models.linear import Linear
 
@@ -23,7 +25,7 @@ _SQUARE = 16.0  # side of the square that the positions of any grid span
 
 def grid_positions(side: int) -> Tensor:
     """Row and column of each token of an `s x s` grid on the common square: `[s s, 2]`, raster order."""
-    axis = torch.arange(side) / side * _SQUARE
+    axis = torch.arange(side, dtype=torch.float32) / side * _SQUARE
     return torch.cartesian_prod(axis, axis)
 
 
@@ -50,6 +52,10 @@ class RotaryEmbedding(nn.Module):
             self.register_buffer("freqs_cos", turns.real.clone())
             self.register_buffer("freqs_sin", turns.imag.clone())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with unrounded(self):
+            return super()._apply(fn, recurse)
+
     def table(self, positions: Tensor) -> Tensor:
         """The turn of each pair of channels at `positions [L, 2]`, complex `[L, d / 2]`."""
         angles = (positions.to(self.freqs)[..., None] * precise(self.freqs)).flatten(1)
@@ -63,6 +69,11 @@ class RotaryEmbedding(nn.Module):
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turns neighbouring channels of `x [B, L, h, d]`, which are a pair, by a table `[L, d / 2]`."""
+    if torch.compiler.is_compiling():  # which knows how to fuse real numbers, and leaves complex ones alone
+        even, odd = precise(x).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = (part[:, None] for part in torch.view_as_real(table).unbind(-1))
+        turned = even * cos - odd * sin, odd * cos + even * sin
+        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(precise(x).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x.dtype)
 
@@ -117,7 +128,7 @@ class GatedMLP(nn.Module):
         return self.drop(self.fc2(self.drop(self.fc1_g(x) * self.fc1_x(x))))
 
 
-class AdaptiveBlock(nn.Module):
+class AdaptiveBlock(Region):
     """Transformer block whose norms are modulated by a condition (DiT, arXiv 2212.09748)."""
 
     def __init__(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework.guidance import Guidance, combine
+from disa_framework.models.compiling import Region
 from disa_framework.models.layers import TimestepEmbedding, modulate
 from disa_framework.models.linear import Linear
 from disa_framework.solvers.ddpm import posterior
@@ -19,7 +20,7 @@ from disa_framework.solvers.process import Cosine, Nodes
 from disa_framework.solvers.table import Denoiser, Step
 
 
-class ResBlock(nn.Module):
+class ResBlock(Region):
     """`x + gate * mlp(modulate(norm(x)))`."""
 
     def __init__(self, width: int) -> None:
@@ -115,7 +116,7 @@ class DiffusionLoss(nn.Module):
 
         def denoiser(nodes: Nodes) -> Step:
             cond = net.cond_embed(z)
-            times = net.time_embed(torch.tensor(nodes.times).to(z.device, non_blocking=True))
+            times = net.time_embed(nodes.on(z.device))
             acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:

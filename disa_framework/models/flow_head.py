@@ -23,6 +23,7 @@ from disa_framework.models.adaptive import (
     rotate,
 )
 from disa_framework.models.attention import AttentionLayer, attend
+from disa_framework.models.compiling import Region
 from disa_framework.models.layers import TimestepEmbedding, modulate
 from disa_framework.models.linear import Linear
 
@@ -53,7 +54,7 @@ class CrossAttention(AttentionLayer):
         return self.proj(attend(q, k[: len(q)], v[: len(q)], backend=self.backend))
 
 
-class FlowBlock(nn.Module):
+class FlowBlock(Region):
     """Self-attention and MLP, both modulated by time and conditioning (the head of FlowAR-S)."""
 
     def __init__(self, width: int, cond_width: int) -> None:
@@ -75,7 +76,7 @@ class FlowBlock(nn.Module):
         return adaptive(x, self.ada_lin(y), self.attn, self.mlp, table)
 
 
-class CrossFlowBlock(nn.Module):
+class CrossFlowBlock(Region):
     """Self-attention modulated by time, cross-attention to the conditioning, and an MLP modulated by both (the head of
     FlowAR-L and -H)."""
 

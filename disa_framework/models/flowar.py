@@ -255,7 +255,7 @@ class FlowAR(ARDiffusionModel):
 
         def denoiser(nodes: Nodes) -> Step:
             conditioning = net.condition(z, table)
-            rows = [part.unbind() for part in net.embed_times(flow_times(nodes.times, z.device))]
+            rows = [part.unbind() for part in net.embed_times(flow_times(nodes.on(z.device), z.device))]
             acts = [scale != 1.0 and guidance.acts(t) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
+from disa_framework.models.buffers import unrounded
 from disa_framework.models.layers import gather_tokens, patchify, unpatchify
 from disa_framework.models.linear import Linear
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework.models.attention import AttentionLayer, Past, attend
+from disa_framework.models.compiling import Region
 from disa_framework.models.linear import Linear
 
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         return self.drop(self.fc2(self.drop(self.fc1(x))))
 
 
-class Block(nn.Module):
+class Block(Region):
     """Pre-LayerNorm transformer block (ViT, arXiv 2010.11929)."""
 
     def __init__(

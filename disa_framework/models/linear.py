@@ -30,11 +30,26 @@ class Linear(nn.Linear):
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        if _ONEDNN and x.numel() * self.out_features >= _WORTH_IT and _is_plain(x):
-            after = "gelu" if self.gelu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "none")
+        if _ONEDNN and _is_plain(x):
+            if torch.compiler.is_compiling():
+                return _opaque(x, self.weight, self.bias, self.gelu)
+            if x.numel() * self.out_features >= _WORTH_IT:
+                return _by_onednn(x, self.weight, self.bias, self.gelu)
         x = F.linear(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+# PyTorch's compiler would look into oneDNN's function, and accepts it for constant weights alone.
+_opaque = torch.library.custom_op("disa_framework::linear", _by_onednn, mutates_args=())
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 def _is_plain(x: Tensor) -> bool:

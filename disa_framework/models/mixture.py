@@ -9,13 +9,16 @@ As in the published models, tokens drawn in one stage are independent of each ot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from disa_framework.guidance import Guidance, combine
 from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.buffers import unrounded
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Cosine, LinearFlow, Nodes, Process
 from disa_framework.solvers.table import Denoiser, Step
@@ -84,6 +87,10 @@ class MixtureAR(ARDiffusionModel):
             persistent=False,
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with unrounded(self):  # what is known exactly stays so
+            return super()._apply(fn, recurse)
+
     @property
     def device(self) -> torch.device:
         return self.means.device
@@ -96,7 +103,8 @@ class MixtureAR(ARDiffusionModel):
         """Prior weight of each component, `[B, M]`."""
         components = torch.arange(len(self.means), device=self.device)
         if condition is None:
-            return torch.full((batch_size, len(components)), 1 / len(components), device=self.device)
+            size = (batch_size, len(components))
+            return torch.full(size, 1 / len(components), dtype=self.dtype, device=self.device)
         owned = (components % self.num_classes == condition[:, None]).to(torch.float32)
         return owned / owned.sum(dim=1, keepdim=True)
 
@@ -106,8 +114,8 @@ class MixtureAR(ARDiffusionModel):
         M, N = self.means.shape
         branches = [condition, None] if guidance.active else [condition]
         return MixtureState(
-            tokens=torch.zeros(batch_size, N, device=self.device),
-            whitened=torch.zeros(batch_size, M, N, device=self.device),
+            tokens=self.means.new_zeros(batch_size, N, dtype=self.dtype),
+            whitened=self.means.new_zeros(batch_size, M, N, dtype=self.dtype),
             log_weights=torch.stack([self.component_weights(c, batch_size).log() for c in branches]),
             ends=tuple(round(N * (k + 1) / num_stages) for k in range(num_stages)),
             guidance=guidance,

@@ -219,8 +219,10 @@ class XAR(ARDiffusionModel):
     def _denoiser(self, state: XARState, stage: int, scale: float) -> Denoiser:
         """The backbone on the noisy cell, guided within the interval."""
 
+        device = state.class_embedding.device
+
         def denoiser(nodes: Nodes) -> Step:
-            times = self.time_embed(flow_times(nodes.times, state.class_embedding.device))
+            times = self.time_embed(flow_times(nodes.on(device), device))
             acts = [scale != 1.0 and state.guidance.acts(t) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:

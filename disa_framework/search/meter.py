@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -108,7 +109,7 @@ class Meter(Callback):
         trainer = Trainer(**self._options)
         plugin = trainer.precision_plugin
         plugin.convert_module(self.module).to(trainer.strategy.root_device)
-        with plugin.predict_step_context():
+        with plugin.predict_step_context(), _default_dtype(torch.float32):  # what is measured is no image
             yield
 
     def check(self, counts: tuple[int, ...]) -> None:
@@ -195,3 +196,14 @@ class Meter(Callback):
         jobs = [job]
         dist.broadcast_object_list(jobs, src=0, group=self._group)
         return jobs[0]
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors are made in this precision unless told otherwise, for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

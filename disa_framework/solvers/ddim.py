@@ -33,7 +33,7 @@ class DDIM(Solver):
         rows = tuple(
             self._row(process, *nodes.alphas[i : i + 2], *nodes.sigmas[i : i + 2]) for i in range(count)
         )
-        return Table(nodes.take(range(count)), rows, process.learns_variance, process.state_dtype)
+        return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _row(self, process: Process, alpha: float, alpha_s: float, sigma: float, sigma_s: float) -> Row:
         """`x' = alpha_s x_0 + kept noise + std fresh`, with `x_0` and `noise` read off the head's output."""

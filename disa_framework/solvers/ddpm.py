@@ -71,7 +71,7 @@ class DDPM(Solver):
         count = len(nodes) - 1
         variance = self._variance(process)
         rows = tuple(self._row(process, nodes, i, variance) for i in range(count))
-        return Table(nodes.take(range(count)), rows, process.learns_variance, process.state_dtype)
+        return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _variance(self, process: Process) -> Variance:
         if self.variance == "learned" and not process.learns_variance:

@@ -36,7 +36,7 @@ class _Multistep(Solver):
         nodes = self.grid.nodes(process, steps)
         count = len(nodes) - 1
         rows = tuple(self._row(process, nodes, i) for i in range(count))
-        return Table(nodes.take(range(count)), rows, process.learns_variance, process.state_dtype)
+        return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _row(self, process: Process, nodes: Nodes, i: int) -> Row:
         log_snr = [_log_snr(nodes.alphas[j], nodes.sigmas[j]) for j in range(max(0, i - 2), i + 2)]

@@ -26,7 +26,7 @@ class Euler(Solver):
         _check_flow(self, process)
         nodes = self.grid.nodes(process, steps)
         rows = tuple(Row(P=0, Q=1, A=1, B=b - a) for a, b in _intervals(nodes.times))
-        return Table(nodes.take(range(len(rows))), rows, state_dtype=process.state_dtype)
+        return Table(nodes.take(range(len(rows))), rows)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Heun(Solver):
         if steps % 2:
             rows.pop()
             places.pop()
-        return Table(nodes.take(places), tuple(rows), state_dtype=process.state_dtype)
+        return Table(nodes.take(places), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class EulerMaruyama(Solver):
         _check_flow(self, process)
         nodes = self.grid.nodes(process, steps)
         rows = tuple(self._row(a, b, last=b == nodes.times[-1]) for a, b in _intervals(nodes.times))
-        return Table(nodes.take(range(len(rows))), rows, state_dtype=process.state_dtype)
+        return Table(nodes.take(range(len(rows))), rows)
 
     def _row(self, t: float, end: float, last: bool) -> Row:
         dt = end - t

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -41,12 +41,20 @@ class Nodes:
         columns = (self.times, self.alphas, self.sigmas)
         return Nodes(*(tuple(values[i] for i in indices) for values in columns))
 
+    def on(self, device: torch.device) -> Tensor:
+        """The times on a device, in float32. They are brought there once, so that no stage has to wait for them."""
+        return _on(self.times, device)
+
+
+@lru_cache(maxsize=4096)
+def _on(times: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever asks first may be drawing, and the next one training
+        return torch.tensor(times, dtype=torch.float32, device=device)
+
 
 class Process(ABC):
     """What a diffusion head was trained on."""
 
-    state_dtype: torch.dtype
-    """Precision in which a solver keeps `x`, as the published samplers do."""
     learns_variance: bool = False
     """Whether the head has `2 D` outputs: prediction and variance value."""
 
@@ -84,8 +92,6 @@ class Cosine(Process):
 
     timesteps: int = 1000
     learns_variance: bool = False
-
-    state_dtype = torch.float32
 
     @cached_property
     def betas(self) -> tuple[float, ...]:
@@ -136,8 +142,6 @@ class Cosine(Process):
 class LinearFlow(Process):
     """Straight path `x_t = (1 - t) x_0 + t noise`; the head predicts the velocity `noise - x_0`
     (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003)."""
-
-    state_dtype = torch.float64
 
     def nodes(self, times: Sequence[float]) -> Nodes:
         if not all(0 <= t <= 1 for t in times):

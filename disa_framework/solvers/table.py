@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -57,13 +57,11 @@ class Table:
         nodes: where each row evaluates the head.
         rows: one a head evaluation.
         learns_variance: whether the head's output carries a variance value.
-        state_dtype: precision of `x` between rows.
     """
 
     nodes: Nodes
     rows: tuple[Row, ...]
     learns_variance: bool = False
-    state_dtype: torch.dtype = field(default=torch.float32)
 
     def __post_init__(self) -> None:
         if len(self.nodes) != len(self.rows) or not self.rows:
@@ -84,16 +82,18 @@ class Table:
         Args:
             denoise: the stage's head.
             normal: where noise comes from.
-            head_dtype: precision of what the head is given.
+            head_dtype: precision of what the head is given. Between rows the state is kept in it, in float32 at least:
+                float64, as some published samplers have it, changes tokens by rounding alone (docs/performance.md).
 
         Returns:
             Tokens `[B, n, D]` in `head_dtype`.
         """
         step = denoise(self.nodes)
-        noise = normal(self.draws, self.state_dtype)
+        precision = torch.promote_types(head_dtype, torch.float32)
+        noise = normal(self.draws, precision)
         x, m1, m2 = noise[0], None, None
         for i, row in enumerate(self.rows):
-            out = step(x.to(head_dtype), i).to(self.state_dtype)
+            out = step(x.to(head_dtype), i).to(precision)
             out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
             m = _sum((row.P, x), (row.Q, out))
             x = _sum((row.A, x), (row.B, m), (row.C, m1), (row.D, m2))

@@ -7,7 +7,7 @@ known: `x_t` stays at the same quantile of `N(alpha_t M, alpha_t^2 S^2 + sigma_t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def error(solver: Solver, process: Process, grid: Grid, steps: int) -> float:
     def spread(nodes: Nodes, i: int) -> float:
         return math.hypot(nodes.alphas[i] * S, nodes.sigmas[i])
 
-    table = replace(solver.build(process, steps), state_dtype=torch.float64)
+    table = solver.build(process, steps)
     tokens = table.run(gaussian_head(process, M, S), normal, torch.float64)
     nodes = grid.nodes(process, steps)
     quantile = (start - nodes.alphas[0] * M) / spread(nodes, 0)

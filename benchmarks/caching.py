@@ -1,0 +1,200 @@
+"""Does feature caching add up with annealing?
+
+    python -m benchmarks.caching [--subjects pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
+
+Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from three training runs of
+
+* `pixels`: digits with a token a pixel (configs/digits/pixels.yaml): 64 tokens, 32 stages, 4 + 4 blocks;
+* `digits`: digits in 16 tokens, 16 stages, 2 + 2 blocks (configs/digits/mar.yaml), where there is little to cache;
+* `mixture`: a MAR trained on what MixtureAR draws exactly: 16 tokens, 16 stages, 4 + 4 blocks.
+
+Prints the distance (digits: Fréchet distance in features of a classifier; mixture: sliced Wasserstein distance to the
+exact distribution) with its standard deviation over training runs, milliseconds an image, and speed-ups, which both
+together should have no less of than 0.8 times the product of the parts. Training runs are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from disa_framework import bench
+from disa_framework.bench import Case
+from disa_framework.cli.common import find_config
+from disa_framework.data import DigitsData, in_turn
+from disa_framework.files import write_atomically
+from disa_framework.metrics import DigitsFeatures
+from disa_framework.metrics.fid import fid
+from disa_framework.metrics.images import to_uint8
+from disa_framework.models import MAR, MixtureAR
+from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.models.lazy import Lazy
+from disa_framework.module import ARDiffusionModule, Optimization
+from disa_framework.schedules import Constant, Linear, StepSchedule
+from disa_framework.search.quality import ProjectedMixture
+from examples.digits import train
+
+NOISE = 100  # seed of what is drawn
+BATCH = 250
+NAMES = ("none", "cache", "annealed", "cache + annealed")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn.
+
+    Attributes:
+        load: the model of a training run, from a folder and a seed.
+        distance: of images `[S, c, h, w]` in [-1, 1].
+        classes: to draw in turn.
+        num_stages, constant, annealed: of the runs.
+        count: samples measured.
+    """
+
+    load: Callable[[Path, int], MAR]
+    distance: Callable[[Tensor], float]
+    classes: int
+    num_stages: int
+    constant: StepSchedule
+    annealed: StepSchedule
+    count: int
+
+
+def _digits(config: str) -> Callable[[Path, int], MAR]:
+    def load(folder: Path, seed: int) -> MAR:
+        checkpoint = train(folder, config, seed, "random")
+        model = MAR(**yaml.safe_load(Path(find_config(config)).read_text())["model"]["init_args"])
+        apply_weights(model, load_weights(checkpoint), checkpoint)
+        return model
+
+    return load
+
+
+def _mixture(folder: Path, seed: int) -> MAR:
+    """Trained on exact samples of the default mixture."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MAR(
+            latent_size=4, latent_channels=1, num_classes=1, encoder_width=64, encoder_depth=4, encoder_heads=4,
+            decoder_width=64, decoder_depth=4, decoder_heads=4, head_depth=3, head_width=128, buffer_size=4,
+            attn_dropout=0.0, proj_dropout=0.0, mask_ratio_min=0.01, mask_ratio_std=0.5, position_std=0.5,
+            diffusion_batch_mul=2,
+        )  # fmt: skip
+        weights = folder / "weights.pt"
+        if not weights.exists():
+            _fit(model, folder)
+            torch.save(model.state_dict(), weights)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+def _fit(model: MAR, folder: Path) -> None:
+    truth = MixtureAR()
+    components = torch.randint(len(truth.means), (200_000,))
+    noise = torch.randn(len(components), truth.means.shape[1], dtype=torch.float64)
+    points = (truth.means[components] + noise @ truth.cholesky.T).float()
+    data = TensorDataset(points.unflatten(1, (1, 4, 4)), torch.zeros(len(points), dtype=torch.int64))
+    module = ARDiffusionModule(model, optimization=Optimization(lr=1e-3, warmup_steps=100, decay="cosine"))
+    trainer = Trainer(
+        max_steps=4000, accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=3.0,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data, batch_size=128, shuffle=True))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _frechet(images: Tensor) -> float:
+    metric = fid(DigitsFeatures())
+    metric.update(DigitsData(polarity="random").reference_images(), real=True)
+    metric.update(to_uint8(images), real=False)
+    return float(metric.compute())
+
+
+def _wasserstein(latents: Tensor) -> float:
+    truth = MixtureAR()
+    directions = torch.randn(256, truth.means.shape[1], generator=torch.Generator().manual_seed(0)).double()
+    directions /= directions.norm(dim=1, keepdim=True)
+    weights = truth.component_weights(None, 1)[0].double()
+    return ProjectedMixture(weights, truth.means, truth.cholesky, directions).distance(latents.flatten(1))
+
+
+SUBJECTS = {
+    "pixels": Subject(_digits("digits/pixels"), _frechet, 10, 32, Constant(25), Linear(10, 2), 1500),
+    "digits": Subject(_digits("digits/mar"), _frechet, 10, 16, Constant(25), Linear(10, 2), 1500),
+    "mixture": Subject(_mixture, _wasserstein, 1, 16, Constant(50), Linear(50, 5), 5000),
+}
+
+
+def examine(subject: Subject, model: MAR, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Distance, and milliseconds an image, of each of `NAMES`."""
+    cache = Lazy(options.refresh, options.share)
+    modules = [
+        ARDiffusionModule(model, schedule, num_stages=subject.num_stages, cache=used, seed=NOISE).eval()
+        for schedule in (subject.constant, subject.annealed)
+        for used in (None, cache)
+    ]
+    labels = torch.tensor(in_turn(range(subject.classes), subject.count))
+    distances = [subject.distance(_draw(module, labels)) for module in modules]
+    cases = [
+        Case(name, module, labels[:BATCH], BATCH) for name, module in zip(NAMES, modules, strict=True)
+    ]
+    timings = bench.measure(cases, repeats=options.repeats)
+    return distances, [1e3 * statistics.median(timing.whole) for timing in timings]
+
+
+@torch.inference_mode()
+def _draw(module: ARDiffusionModule, labels: Tensor) -> Tensor:
+    places = torch.arange(len(labels)).split(BATCH)
+    return torch.cat([module.draw(labels[indices], indices) for indices in places])
+
+
+def table(name: str, subject: Subject, runs: Sequence[tuple[list[float], list[float]]]) -> str:
+    """Markdown."""
+    distances, times = (list(zip(*part, strict=True)) for part in zip(*runs, strict=True))
+    gains = [[first / other for first, other in zip(times[0], row, strict=True)] for row in times]
+    lines = [f"| {name} | schedule | distance | ms an image | speed-up |", "|---|---|---|---|---|"]
+    schedules = [schedule for schedule in (subject.constant, subject.annealed) for _ in range(2)]
+    lines += [
+        f"| {title} | {schedule} | {_spread(row)} | {statistics.mean(ms):.2f} | {_spread(gain)} |"
+        for title, schedule, row, ms, gain in zip(NAMES, schedules, distances, times, gains, strict=True)
+    ]
+    shares = [both / (cache * annealed) for _, cache, annealed, both in zip(*gains, strict=True)]
+    return "\n".join([*lines, f"\nspeed-up of both over the product of the parts: {_spread(shares)}\n"])
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3g} ± {deviation:.2g}"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.caching", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training run each")
+    parser.add_argument("--refresh", type=int, default=4)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
+    options = parser.parse_args(args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    texts = []
+    for name in options.subjects:
+        subject, root = SUBJECTS[name], Path(options.output) / name
+        runs = [examine(subject, subject.load(root / f"seed{seed}", seed), options) for seed in options.seeds]
+        texts.append(table(name, subject, runs))
+        print(texts[-1], flush=True)
+    write_atomically(Path(options.output) / "caching.md", "\n".join(texts).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Compilation: which parts of a model become one kernel or a few, and whether there is what it takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+
+class Region(nn.Module):
+    """Base of the parts of a model that are compiled, each as one; `compile_regions` finds them by it.
+
+    They take nothing but tensors and numbers, and whatever these are, they run through the same code: a region is
+    compiled once or twice for all sizes, however many stages there are and however many steps they have.
+    """
+
+
+def compile_regions(model: nn.Module, backend: str = "inductor") -> None:
+    """Compiles a model's regions, when they are first called. Its parameters keep their names.
+
+    Args:
+        model: of any family.
+        backend: of `torch.compile`.
+    """
+    for module in model.modules():
+        if isinstance(module, Region):
+            module.compile(dynamic=True, backend=backend)
+
+
+def missing_for_compilation() -> str | None:
+    """What this machine lacks, if it lacks anything."""
+    if torch.cuda.is_available():
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    found = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    return None if found else "there is no C++ compiler: install g++, or name one by CXX"

@@ -1,0 +1,203 @@
+"""Between the first stage and the last nothing waits for the device, and nothing is brought to it.
+
+On the meta device, which holds no numbers, the host can neither read a tensor nor mix its own with the device's; on
+CUDA, PyTorch itself refuses to wait. What is drawn by then has been drawn once: tables are made in the first run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from disa_framework import Guidance, PhiloxNoise
+from disa_framework.generation import StageRecord, advance
+from disa_framework.models import ARDiffusionModel, MixtureAR
+from disa_framework.models.base import Condition
+from disa_framework.models.harmon import Vocabulary
+from disa_framework.models.lazy import Lazy
+from disa_framework.models.mar import MAR
+from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
+from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, LinearFlow
+from tests.models.test_causal import tiny as tiny_causal
+from tests.models.tiny import tiny_mar
+from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_harmon import PROMPTS, WORDS, tiny_harmon
+
+
+def lazy_mar() -> MAR:
+    model = tiny_mar(latent_size=8)
+    model.cache = Lazy(refresh=2, share=0.2)
+    return model
+
+
+MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
+    "mar": tiny_mar,
+    "lazy mar": lazy_mar,
+    "flowar": tiny_flowar,
+    "flowar with cross-attention": lambda: tiny_flowar(cross_attention=True),
+    "xar": tiny_xar,
+    "causal": lambda: tiny_causal(latent_size=4),
+    "harmon": lambda: tiny_harmon(Vocabulary(tuple(w for w in WORDS.split() if w.isalpha()))),
+    "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),
+    "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=LinearFlow()),
+}
+READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "equal"}
+MAKES = {"tensor", "as_tensor", "from_numpy"}  # of numbers that the host has
+HIDDEN = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "lift_fresh"}
+LINEAR, CONSTANT = Linear(3, 2), Constant(2)  # whose tables the first one has, too
+GUIDANCE = Guidance(2.0, interval=(0.1, 0.9))
+
+
+class Calls(TorchFunctionMode):
+    """Notes where the host reads what the device has, or gives it numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in READS or (name in MAKES and not isinstance(args[0], Tensor)):
+            self.waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Notes which operations need the host within, and the shapes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in given[1:])
+        if name in HIDDEN or by_mask:
+            self.waits[name] += 1
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if len({tensor.device for tensor in (*given, *made)}) > 1:
+            self.waits[f"{name} from one device to another"] += 1
+        self.shapes += [tuple(tensor.shape) for tensor in made]
+        return result
+
+
+class Watch:
+    """Of all that is called and computed within."""
+
+    def __init__(self) -> None:
+        self.calls, self.operations = Calls(), Operations()
+
+    def __enter__(self) -> Watch:
+        self.calls.__enter__()
+        self.operations.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.operations.__exit__(*error)
+        self.calls.__exit__(*error)
+
+
+@contextmanager
+def cuda_refuses_to_wait() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def stages_of(model: ARDiffusionModel) -> int:
+    return max(model.min_stages, min(3, model.max_stages))
+
+
+def asked(model: ARDiffusionModel, turn: int = 0) -> Condition:
+    if model.num_classes:
+        return (torch.arange(4) + turn) % model.num_classes
+    return PROMPTS[turn:] + PROMPTS[:turn]
+
+
+@torch.inference_mode()
+def draw(model: ARDiffusionModel, schedule: StepSchedule, seed: int = 0, turn: int = 0, cuda: bool = False) -> Watch:
+    """What all stages do once a run has begun."""
+    condition, watch = asked(model, turn), Watch()
+    source = PhiloxNoise(seed, torch.arange(4), model.device)
+    solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
+    stages = stages_of(model)
+    budget = schedule.budget(stages)
+
+    def steps_of(stage: int, history: Sequence[StageRecord]) -> int:
+        return schedule.steps(stage, budget, history)
+
+    there = condition.to(model.device) if isinstance(condition, Tensor) else condition
+    state = model.begin(there, stages, GUIDANCE, source, 4)
+    with cuda_refuses_to_wait() if cuda else watch:
+        advance(model, state, range(stages), steps_of, solver, source, watched=schedule.reads_signals)
+    return watch
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_stage_waits_for_the_device_or_brings_anything_to_it(name: str) -> None:
+    model = MODELS[name]().to("meta")
+    draw(model, LINEAR)
+    for schedule in (LINEAR, CONSTANT):
+        watch = draw(model, schedule, seed=1, turn=1)
+        assert not watch.calls.waits and not watch.operations.waits
+        assert watch.operations.shapes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", MODELS)
+def test_cuda_is_never_waited_for(name: str) -> None:
+    model = MODELS[name]().to("cuda")
+    draw(model, LINEAR)
+    for schedule in (LINEAR, CONSTANT):
+        draw(model, schedule, seed=1, turn=1, cuda=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_adaptive_schedule_reads_one_number_of_each_stage_but_the_last_and_is_the_only_one_to_read(
+    name: str,
+) -> None:
+    model = MODELS[name]()
+    schedule = Adaptive(threshold=1.0, low=2, high=4)
+    draw(model, schedule)
+    watch, reads = draw(model, schedule), stages_of(model) - 1
+    assert watch.calls.waits == {"__float__": reads}
+    assert sum(watch.operations.waits.values()) == reads
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shapes_of_a_stage_are_the_same_whatever_is_drawn(name: str) -> None:
+    model = MODELS[name]()
+    draw(model, LINEAR)
+    first, second = (draw(model, LINEAR, seed=seed, turn=seed).operations.shapes for seed in (1, 2))
+    assert first == second
+
+
+def test_what_waits_is_seen() -> None:
+    x = torch.arange(4.0)
+    reads: list[Callable[[], object]] = [
+        lambda: x[0].item(), lambda: bool(x[1]), lambda: x.sum().tolist(), lambda: x.nonzero(), lambda: x[x > 1],
+        lambda: torch.tensor([1.0]), lambda: torch.as_tensor([1.0]), lambda: torch.equal(x, x),
+        lambda: x.masked_select(x > 1), lambda: x.to("meta"), lambda: int(x[1]), lambda: x.cpu(), lambda: x.numpy(),
+    ]  # fmt: skip
+    for read in reads:
+        with Watch() as watch:
+            read()
+        assert watch.calls.waits or watch.operations.waits
