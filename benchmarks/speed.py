@@ -1,6 +1,7 @@
 """How much faster is sampling than a plain implementation that recomputes everything at each step?
 
     python -m benchmarks.speed [--families mar flowar xar] [--threads 2] [--repeats 5] [--clock cpu] [--quick]
+                               [--products pytorch] [--compile] [--refresh 4]
 
 Draws the same images by `generate` and by the plain samplers of benchmarks/reference.py, in turn, with the same random
 weights and noise: batch 4, width 256, guidance 3. Prints seconds (median and range), the ratio of each pair of runs
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from disa_framework import Guidance, generate, keep_freed_memory
-from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR
+from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR, linear
+from disa_framework.models.compiling import compile_regions
+from disa_framework.models.lazy import Lazy
 from disa_framework.noise import PhiloxNoise
 from disa_framework.schedules import Linear, PerStage
 from disa_framework.schedules.base import Budget
@@ -84,19 +87,22 @@ FAMILIES = {
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def measure(family: Family, repeats: int, quick: bool, clock: Callable[[], float]) -> str:
+def measure(family: Family, options: argparse.Namespace) -> str:
     """A line of the table."""
+    quick, clock = options.quick, CLOCKS[options.clock]
     model = _without_zeros(family.make()).eval()
+    if options.compile:
+        compile_regions(model)
     stages = max(model.min_stages, 4) if quick else family.num_stages
     budget = (Linear(3, 2) if quick else family.schedule).budget(stages)
-    samplers = _samplers(family, model)
+    samplers = _samplers(family, model, Lazy(options.refresh) if options.refresh > 1 else None)
     for sample in samplers:  # warms up
-        sample((2,) * model.min_stages)
+        sample((2,) * stages)
     for steps in budget:
         family.solver.table(model.process, steps)
     times: list[list[float]] = [[], []]
     apart = 0.0
-    for turn in range(repeats):
+    for turn in range(options.repeats):
         drawn: dict[int, Tensor] = {}
         for which in (0, 1) if turn % 2 else (1, 0):
             start = clock()
@@ -108,14 +114,16 @@ def measure(family: Family, repeats: int, quick: bool, clock: Callable[[], float
     return "| " + " | ".join([*cells, f"{apart:.0e}"]) + " |"
 
 
-def _samplers(family: Family, model: ARDiffusionModel) -> tuple[Callable[[Budget], Tensor], Callable[[Budget], Tensor]]:
+def _samplers(
+    family: Family, model: ARDiffusionModel, cache: Lazy | None = None
+) -> tuple[Callable[[Budget], Tensor], Callable[[Budget], Tensor]]:
     """Ours and the plain one, from a budget to latents."""
     labels = torch.arange(BATCH)
     noise, options = PhiloxNoise(0, labels), {"solver": family.solver, "guidance": family.guidance}
 
     def ours(budget: Budget) -> Tensor:
         shared: dict[str, Any] = {**options, "noise": noise, "num_stages": len(budget)}
-        return generate(model, labels, schedule=PerStage(budget), **shared)
+        return generate(model, labels, schedule=PerStage(budget), cache=cache, **shared)
 
     def plain(budget: Budget) -> Tensor:
         return family.plain(model, labels, budget, noise=noise, **options)
@@ -143,17 +151,22 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use, too")
+    parser.add_argument("--products", choices=["fastest", "pytorch"], default="fastest", help="who multiplies")
+    parser.add_argument("--compile", action="store_true", help="generate with a compiled model")
+    parser.add_argument("--refresh", type=int, default=1, help="generate with feature caching (MAR)")
     parser.add_argument("--quick", action="store_true", help="few stages and steps, to see that it runs")
     options = parser.parse_args(args)
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    linear.ONEDNN = linear.ONEDNN and options.products == "fastest"
+    products = f"products by {'oneDNN' if linear.ONEDNN else 'PyTorch as it is'}"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     runs = f"{options.repeats} pair(s) of runs, {options.clock} time"
-    print(f"batch {BATCH}, float32, {options.threads} thread(s), {runs}, {versions}\n")
+    print(f"batch {BATCH}, float32, {options.threads} thread(s), {products}, {runs}, {versions}\n")
     print("| family | generate | plain | ratio | target | apart |\n|---|---|---|---|---|---|")
     for name in options.families:
-        print(measure(FAMILIES[name], options.repeats, options.quick, CLOCKS[options.clock]), flush=True)
+        print(measure(FAMILIES[name], options), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -18,3 +21,13 @@ class Pixels(FeatureExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         return torch.cat([features, features.flip(1)], dim=1) / 64
+
+
+class Waiting(Pixels):
+    """Says that it has begun by the file `begun`, and goes on once there is a file `go`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
+        return super().forward(images)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -111,11 +112,20 @@ def test_a_reference_is_cropped_on_request(place: Path, tmp_path: Path) -> None:
         evaluate(options)
 
 
-def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a program away from the checkout."""
+def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Starts a program away from the checkout, as the head of a group of processes."""
     program = [str(Path(sys.executable).with_name(args[0])), *args[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    return subprocess.Popen(
+        program, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end."""
+    process = start(*args, cwd=cwd)
+    out, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(args, process.returncode, out, errors)
 
 
 def test_three_processes_one_without_images_give_one_figure(
@@ -128,6 +138,24 @@ def test_three_processes_one_without_images_give_one_figure(
     written = json.loads((tmp_path / "deep/figures.json").read_text())
     assert only_figures(written) == pytest.approx(only_figures(figures), rel=1e-6)
     assert done.stdout.count("fid ") == 1 and "warn" not in done.stderr.lower()
+
+
+def test_two_processes_that_were_killed_leave_nothing_in_the_way(place: Path, tmp_path: Path) -> None:
+    options = ["--reference", str(place / "adm.npz"), "--features", "tests.evaluated.Waiting", *QUIET]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--batch_size", "8", "--output", "figures.json"]
+    command = ["disa-evaluate", str(place / "flat"), *options, *ranks]
+    with start(*command, cwd=tmp_path) as killed:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "begun").exists():
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+    (tmp_path / "go").touch()
+    again = run(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    alone = evaluate([str(place / "flat"), "--reference", str(place / "adm.npz"), *PIXELS])
+    assert only_figures(json.loads((tmp_path / "figures.json").read_text())) == pytest.approx(only_figures(alone))
 
 
 def test_a_damaged_file_ends_all_processes_and_is_named(place: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Linear(nn.Linear):
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        if _ONEDNN and _is_plain(x):
+        if ONEDNN and _is_plain(x):
             if torch.compiler.is_compiling():
                 return _opaque(x, self.weight, self.bias, self.gelu)
             if x.numel() * self.out_features >= _WORTH_IT:
@@ -73,4 +73,5 @@ def _onednn_is_faster() -> bool:
     return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_ONEDNN = _onednn_is_faster()
+ONEDNN = _onednn_is_faster()
+"""Whether it multiplies."""

@@ -24,7 +24,7 @@ def expected(layer: Linear, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("gelu", [True, False])
 @pytest.mark.parametrize("shape", [LARGE, SMALL])
 def test_it_is_pytorchs(shape: tuple[int, ...], gelu: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_ONEDNN", True)
+    monkeypatch.setattr(linear, "ONEDNN", True)
     layer = Linear(shape[-1], 512, bias, gelu)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -35,7 +35,7 @@ def test_it_is_pytorchs(shape: tuple[int, ...], gelu: bool, bias: bool, monkeypa
 
 @ONEDNN
 def test_gradients_and_autocast_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_ONEDNN", True)
+    monkeypatch.setattr(linear, "ONEDNN", True)
     layer = Linear(256, 512, gelu=True)
     x = torch.randn(LARGE, requires_grad=True, generator=torch.Generator().manual_seed(0))
     (found,) = torch.autograd.grad(layer(x).sum(), x)
