@@ -72,7 +72,8 @@ class ARDiffusionModule(LightningModule):
         guidance: classifier-free guidance.
         num_stages: AR stages of an image; as many as the model can take by default.
         tokenizer: between images and latents; pixels are latents by default.
-        cache: of features, which saves a masked model much of its backbone's time and changes what it draws a little.
+        cache: of features, which saves a masked model much of its backbone's time and changes what it draws a little;
+            `Lazy` has options.
         compile: by PyTorch's compiler, which takes a minute or two at the start; left out, with a warning that says
             why, where there is no compiler.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
