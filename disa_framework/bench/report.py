@@ -43,7 +43,7 @@ def plot(timings: Sequence[Timing], axes: Axes) -> None:
         axes.plot(*zip(*marks, strict=True), "k|", markersize=20, label="floor")
     axes.invert_yaxis()
     axes.set(xlabel="ms an image")
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PARTS) + 1, fontsize="small", markerscale=0.5)
 
 
 def _first(timings: Sequence[Timing], timing: Timing) -> Timing:
