@@ -1,6 +1,6 @@
 """Peak memory of sampling, against what has to be there: weights, cache, and the activations of one stage.
 
-    python -m benchmarks.memory [--models mar_base xar_base] [--batch_size 4]
+    python -m benchmarks.memory [--models mar_base xar_base] [--batch_size 4] [--keep]
 
 Random weights, guided, as many stages as published, few steps. Each figure is the peak of the resident memory of a
 process of its own, less what it held before the model was made. What one stage needs is measured by stopping a run
@@ -78,16 +78,18 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", default=["mar_base", "xar_base"], help="published sizes")
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--keep", action="store_true", help="freed memory stays with the process, as in the commands")
     parser.add_argument("--run", choices=_RUNS, help=argparse.SUPPRESS)
     options = parser.parse_args(args)
-    keep_freed_memory()
+    if options.keep:
+        keep_freed_memory()
     if options.run:
         print(json.dumps(measure(options.models[0], options.batch_size, options.run)))
         return
     print("| model | weights | cache | one stage | whole run, in all | whole run / (weights + cache + one stage) |")
     print("|---|---|---|---|---|---|")
     for name in options.models:
-        found = {run: _in_its_own_process(name, options.batch_size, run) for run in _RUNS}
+        found = {run: _in_its_own_process(name, run, options) for run in _RUNS}
         weights, stage, whole = (found[run]["peak"] for run in _RUNS)
         cache = found["weights"]["cache"]
         sizes = (weights, cache, max(0.0, stage - weights - cache), whole)
@@ -95,8 +97,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def _in_its_own_process(name: str, batch_size: int, run: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--models", name, "--batch_size", str(batch_size)]
+def _in_its_own_process(name: str, run: str, options: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--models", name, "--batch_size", str(options.batch_size)]
+    command += ["--keep"] * options.keep
     return json.loads(subprocess.run([*command, "--run", run], check=True, capture_output=True, text=True).stdout)
 
 

@@ -6,6 +6,7 @@ half of what they can do; oneDNN, which PyTorch carries too, uses them. Results 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -73,5 +74,8 @@ def _onednn_is_faster() -> bool:
     return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+# oneDNN keeps the machine code of as many products as this, each for one size; a masked model has hundreds of sizes. It
+# asks when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 ONEDNN = _onednn_is_faster()
 """Whether it multiplies."""
