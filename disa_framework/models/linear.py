@@ -74,8 +74,9 @@ def _onednn_is_faster() -> bool:
     return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-# oneDNN keeps the machine code of as many products as this, each for one size; a masked model has hundreds of sizes. It
-# asks when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 ONEDNN = _onednn_is_faster()
 """Whether it multiplies."""
+if ONEDNN:
+    # It keeps the machine code of as many products as this, each for one size, and asks when it is first used. A masked
+    # model has hundreds of sizes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
