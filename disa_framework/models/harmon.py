@@ -268,7 +268,8 @@ class Harmon(ARDiffusionModel):
         return MARState.begin(blank, num_stages, self.read(*self.pad(prompts)), guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
-        return self.mar.proposal(state, stage, self.backbone(state.tokens, state.context, *state.places(stage)))
+        visible, drawn = state.places(stage)
+        return self.mar.proposal(state, stage, drawn, self.backbone(state.tokens, state.context, visible, drawn))
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
         return state.accept(proposal, tokens)

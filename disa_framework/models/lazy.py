@@ -144,15 +144,21 @@ class Memory:
     difference: Tensor | None
 
 
-def lazy_backbone(model: MAR, lazy: Lazy, state: MARState, stage: int) -> tuple[Tensor, Memory]:
-    """Conditioning `z [G B, n, w]` of the tokens that a stage draws, and what the next stages need of it."""
+def lazy_backbone(
+    model: MAR, lazy: Lazy, state: MARState, stage: int, visible: Tensor, drawn: Tensor
+) -> tuple[Tensor, Memory]:
+    """Conditioning `z [G B, n, w]` of the tokens that a stage draws, and what the next stages need of it.
+
+    Args:
+        visible, drawn: `[B, m]` and `[B, n]`, the stage's places.
+    """
     if state.memory is None or lazy.refreshes(stage):
-        return _compute(model, state, stage)
-    return _renew(model, lazy, state, state.memory, stage)
+        return _compute(model, state, visible, drawn)
+    return _renew(model, lazy, state, state.memory, visible, drawn)
 
 
-def _compute(model: MAR, state: MARState, stage: int) -> tuple[Tensor, Memory]:
-    (visible, drawn), B = state.places(stage), len(state.tokens)
+def _compute(model: MAR, state: MARState, visible: Tensor, drawn: Tensor) -> tuple[Tensor, Memory]:
+    B = len(state.tokens)
     G = len(state.context) // B
     visible, drawn = visible.repeat(G, 1), drawn.repeat(G, 1)
     seen, S = gather_tokens(state.tokens.repeat(G, 1, 1), visible), model.buffer_size
@@ -164,8 +170,10 @@ def _compute(model: MAR, state: MARState, stage: int) -> tuple[Tensor, Memory]:
     return model.read(gather_tokens(x, drawn + S), drawn, model.positions), Memory(encoder, decoder, difference)
 
 
-def _renew(model: MAR, lazy: Lazy, state: MARState, memory: Memory, stage: int) -> tuple[Tensor, Memory]:
-    (visible, drawn), B, S = state.places(stage), len(state.tokens), model.buffer_size
+def _renew(
+    model: MAR, lazy: Lazy, state: MARState, memory: Memory, visible: Tensor, drawn: Tensor
+) -> tuple[Tensor, Memory]:
+    B, S = len(state.tokens), model.buffer_size
     known = memory.encoder.late.shape[1]
     x = model.embed(gather_tokens(state.tokens, visible), state.context[:B], visible, model.positions)
     new = torch.arange(known, x.shape[1], device=x.device).expand(B, -1)

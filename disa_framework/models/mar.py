@@ -301,18 +301,20 @@ class MAR(ARDiffusionModel):
         return MARState.begin(blank, num_stages, label_embedding, guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
-        if self.cache is not None:
-            z, memory = lazy_backbone(self, self.cache, state, stage)
-            return self.proposal(state, stage, z, memory)
         visible, drawn = state.places(stage)
+        if self.cache is not None:
+            z, memory = lazy_backbone(self, self.cache, state, stage, visible, drawn)
+            return self.proposal(state, stage, drawn, z, memory)
         G = len(state.context) // len(state.tokens)
         z = self.backbone(state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1))
-        return self.proposal(state, stage, z)
+        return self.proposal(state, stage, drawn, z)
 
-    def proposal(self, state: MARState, stage: int, z: Tensor, memory: Memory | None = None) -> Proposal:
-        """The head for the tokens that a stage draws, under their conditioning `z [G B, n, w]`."""
+    def proposal(
+        self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None
+    ) -> Proposal:
+        """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
         denoise = self.diffloss.denoiser(z, state.scale(stage), state.guidance)
-        return Proposal((z.shape[1], self.token_channels), denoise, (state.places(stage)[1], memory), z)
+        return Proposal((z.shape[1], self.token_channels), denoise, (drawn, memory), z)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
         return state.accept(proposal, tokens)
