@@ -22,7 +22,7 @@ from disa_framework.bench import PARTS, Case, measure
 from disa_framework.bench.floor import Floor, Recorder, Spec
 from disa_framework.bench.laps import split
 from disa_framework.bench.measure import peak_memory
-from disa_framework.cli.bench import benchmark, command
+from disa_framework.cli.bench import _several, benchmark, command
 from disa_framework.models import SpaceToDepth
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear
@@ -217,3 +217,9 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         benchmark(["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "examples:\n  disa-bench" in out and " object at 0x" not in out
+
+
+def test_schedules_are_told_apart_whatever_commas_they_have() -> None:
+    parted = ["Constant(20)", "TwoStage(30", "10)", "best.yaml"]  # by YAML
+    assert _several(parted) == ["Constant(20)", "TwoStage(30, 10)", "best.yaml"]
+    assert _several("Linear(50, 5)") == ["Linear(50, 5)"]

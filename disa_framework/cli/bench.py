@@ -109,8 +109,14 @@ def _beside(parser: ArgumentParser, name: str, first: Namespace) -> Namespace:
 
 
 def _several(value: list[str] | str) -> list[str]:
-    """One, too, is a list."""
-    return [value] if isinstance(value, str) else value
+    """One, too, is a list. YAML parts `[Linear(50, 5)]` at the comma: what is not closed goes on with the next."""
+    parts: list[str] = []
+    for piece in [value] if isinstance(value, str) else value:
+        if parts and parts[-1].count("(") > parts[-1].count(")"):
+            parts[-1] += f", {piece}"
+        else:
+            parts.append(piece)
+    return parts
 
 
 def _schedule(text: str) -> StepSchedule:
