@@ -32,7 +32,7 @@ from disa_framework.search.adaptation import Records
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
-from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
+from disa_framework.search.space import Knots, Parametric, Space, Stages
 from disa_framework.search.study import fitted_ramps, ranked, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 
@@ -42,7 +42,16 @@ DDPM_950, FAST = DDPM(Spaced(clip=950)), DPMSolverPP(2, Spaced(clip=950))
 T = TypeVar("T")
 REFERENCE = "linear 50→5"
 
-SPACES: dict[str, ScheduleSpace] = {"searched, 16 groups": Stages(16, 2, 150), "searched, 5 knots": Knots(5, 2, 150)}
+WARM = (1.0, 1.2)  # temperatures to choose from
+SPACES = {
+    "searched, 16 groups": Space(Stages(16, 2, 150)),
+    "searched, 5 knots": Space(Knots(5, 2, 150)),
+}
+WARM_SPACES = {
+    "linear 50→5, best temperature": Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM),
+    "searched, 16 groups and temperature": Space(Stages(16, 2, 150), temperature=WARM),
+    "searched, 5 knots and temperature": Space(Knots(5, 2, 150), temperature=WARM),
+}
 
 Schedules = dict[str, tuple[StepSchedule, Solver]]
 
@@ -70,29 +79,30 @@ def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argp
     every = profile.every_step()
     costs = analytic_cost(module).stage_costs(every.menu)
     calibrated = every.schedule(limit, costs, resolution=1.0)
-    schedules: dict[str, StepSchedule] = {
+    starts: dict[str, StepSchedule] = {
         "calibrated": calibrated,
         "learned": _timed("learning", partial(learn, profile, limit, costs)),
     }
-    for title, space in SPACES.items() if options.trials else ():
-        schedules[title] = _timed(title, partial(study, module, space, limit, calibrated, options.trials))
+    schedules: Schedules = {title: (schedule, solver) for title, schedule in starts.items()}
+    for title, space in (SPACES | (WARM_SPACES if isinstance(solver, DDPM) else {})).items() if options.trials else ():
+        schedules[title] = _timed(title, partial(study, module, space, limit, starts, options.trials))
     for signal in get_args(Signal):
-        schedules[f"adaptive, {signal}"] = fit_adaptive(
-            model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal
-        )
-    return {f"{title}{name}": (schedule, solver) for title, schedule in schedules.items()}
+        adaptive = fit_adaptive(model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal)
+        schedules[f"adaptive, {signal}"] = adaptive, solver
+    return {f"{title}{name}": found for title, found in schedules.items()}
 
 
 def study(
-    module: ARDiffusionModule, space: ScheduleSpace, limit: int, calibrated: StepSchedule, trials: int
-) -> StepSchedule:
-    """What a study finds that begins with the ramps and the calibrated schedule."""
+    module: ARDiffusionModule, space: Space, limit: int, starts: dict[str, StepSchedule], trials: int
+) -> tuple[StepSchedule, Solver]:
+    """What a study finds that begins with these schedules and the ramps."""
     meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
     with meter.lead():
         costs = Costs(module, analytic_cost)
-        objective = Objective(meter, costs, Space(space), limit, (4000, 20_000))
-        starts = {"calibrated": calibrated} | fitted_ramps(costs, objective.base, limit)
-        return objective.setting(ranked(search(objective, trials, starts=starts))[0]).schedule
+        objective = Objective(meter, costs, space, limit, (4000, 20_000))
+        ramps = fitted_ramps(costs, objective.base, limit)
+        best = objective.setting(ranked(search(objective, trials, starts=starts | ramps))[0])
+        return best.schedule, best.solver
 
 
 def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[float, float]]:

@@ -47,6 +47,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
 ) -> None:
     PerStage([9, 7, 4, 2]).save(tmp_path / "mine.yaml")
     chosen = ["--space.guidance", "[1, 2]", "--space.solvers+", "DDPM", "--space.num_stages", "[4, 3]"]
+    chosen += ["--space.temperature", "[1.1, 1.2]"]
     starts = ["--starts", f"[{tmp_path}/mine.yaml]"]
     folder = search([*SMALL, *chosen, *starts, "--evaluations", "24", "--output", str(tmp_path / "found")])
     out = capsys.readouterr().out
@@ -65,6 +66,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
     configured = predict([*few[:-1], str(tmp_path / "configured"), "--config", str(folder / "best_config.yaml")])
     made = yaml.safe_load(configured.manifest.read_text())
     assert made["budget"] == budget and made["settings"]["solver"]["class_path"].endswith("DDPM")
+    assert 1.1 <= made["settings"]["solver"]["init_args"]["temperature"] <= 1.2 or best["start"]
     assert str(made["settings"]["num_stages"]) == stages and 1 <= made["settings"]["guidance"]["scale"] <= 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -67,7 +67,7 @@ examples:
   disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage sqlite:///study.db
   disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
   disa-search --config digits/search --ckpt_path last.ckpt --method calibrate --speedup 2.5
-  disa-search --config mixture/search --evaluations 440 --space.guidance '[1, 3]'
+  disa-search --config mixture/search --evaluations 440 --space.temperature '[1, 1.15]'
 
 --schedule is the baseline that --speedup refers to. The output folder then holds best_schedule.yaml, to draw with
 (disa-predict --schedule best_schedule.yaml), best_config.yaml with all that was chosen (disa-predict --config ...
@@ -394,7 +394,7 @@ def _line(study: Study, trial: FrozenTrial) -> str:
 
 def _write_best(task: Task, setting: Setting) -> None:
     """The schedule, and a configuration with all that was chosen."""
-    schedule, space = task.folder / "best_schedule.yaml", task.settings["space"]
+    schedule = task.folder / "best_schedule.yaml"
     setting.schedule.save(schedule)
     chosen: dict[str, Any] = {"schedule": yaml.safe_load(schedule.read_text())}
     if task.space.num_stages:
@@ -403,9 +403,17 @@ def _write_best(task: Task, setting: Setting) -> None:
         chosen["cache"] = asdict(setting.cache) if setting.cache else None
     if task.space.guidance:
         chosen["guidance"] = {"scale": setting.guidance.scale}
-    if task.space.solvers:
-        chosen["solver"] = space["solvers"][list(task.space.solvers).index(setting.solver)]
+    if task.space.solvers or task.space.temperature:
+        chosen["solver"] = _written(setting.solver)
     write_atomically(task.folder / "best_config.yaml", yaml.safe_dump(chosen, sort_keys=False).encode())
+
+
+def _written(part: Any) -> Any:
+    """A solver or a part of one, as configurations have it."""
+    if not is_dataclass(part):
+        return part
+    options = {field.name: _written(getattr(part, field.name)) for field in fields(part)}
+    return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": options}
 
 
 def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:

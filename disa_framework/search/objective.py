@@ -98,7 +98,8 @@ class Objective:
         return self.costs.model(self.base).unit
 
     def check(self) -> None:
-        """Raises a ValueError that names the cheapest cost, if the limit cannot be met."""
+        """Raises a ValueError for what cannot be chosen, and one that names the cheapest cost if that is too much."""
+        self.space.check(self.base)
         least = min(map(self.costs, self.space.cheapest(self.base)))
         if self.limit is not None and least > self.limit:
             raise ValueError(

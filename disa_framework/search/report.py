@@ -10,7 +10,7 @@ import io
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +116,11 @@ def meeting_the_limit(objective: Objective, setting: Setting) -> Setting:
 
 
 def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
-    """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is."""
+    """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is.
+
+    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's setting,
+    which tells what the schedule alone is worth.
+    """
     families: dict[str, str] = {}
     found = {}
     for trial in sorted(filter(_has_started, study.get_trials(deepcopy=False)), key=_standing):
@@ -125,6 +129,10 @@ def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: S
             found[start] = objective.setting(trial)
     name = best.user_attrs.get("start")
     found.pop(name, None)
+    chose_more = replace(setting, schedule=objective.base.schedule) != objective.base
+    if found and chose_more and setting.num_stages == objective.base.num_stages:
+        start = next(iter(found))
+        found[f"{start}, else as the winner"] = replace(setting, schedule=found[start].schedule)
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
 
 

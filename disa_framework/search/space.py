@@ -251,7 +251,9 @@ class Space:
         fill: whether steps are proportions, multiplied by whatever makes the most of the limit. Otherwise they are
             counts, and most of what is chosen costs too much or leaves some of the limit unused.
         guidance: least and greatest scale of guidance.
-        solvers: to choose from; temperature, clip and grid are options of theirs.
+        solvers: to choose from; grid, clip and order are options of theirs.
+        temperature: least and greatest factor on the noise of the steps, of solvers that draw any. Few steps lose
+            variance, which a temperature above 1 gives back.
         num_stages: numbers of stages to choose from.
         refresh: periods of feature caching to choose from; 1 does without.
     """
@@ -260,8 +262,16 @@ class Space:
     fill: bool = True
     guidance: tuple[float, float] | None = None
     solvers: Sequence[Solver] = ()
+    temperature: tuple[float, float] | None = None
     num_stages: Sequence[int] = ()
     refresh: Sequence[int] = ()
+
+    def check(self, base: Setting) -> None:
+        """Raises a ValueError for what cannot be chosen; `base` has the rest."""
+        if self.temperature and not self.temperature[0] > 0:
+            raise ValueError(f"temperatures must be above 0, got {self.temperature[0]:g}")
+        if self.temperature and not any(map(_has_temperature, self.solvers or [base.solver])):
+            raise ValueError("none of the solvers has a temperature: give DDPM or EulerMaruyama, or leave it out")
 
     def suggest(self, trial: BaseTrial, base: Setting) -> Setting:
         """What a trial asks for; `base` has the rest."""
@@ -271,6 +281,9 @@ class Space:
         if self.solvers:
             named = {repr(solver): solver for solver in self.solvers}
             setting = replace(setting, solver=named[trial.suggest_categorical("solver", list(named))])
+        if self.temperature and _has_temperature(setting.solver):
+            temperature = Range(*self.temperature, whole=False).suggest(trial, "temperature")
+            setting = replace(setting, solver=_at(temperature, setting.solver))
         if self.guidance:
             scale = Range(*self.guidance, whole=False).suggest(trial, "guidance")
             setting = replace(setting, guidance=replace(base.guidance, scale=scale))
@@ -286,6 +299,8 @@ class Space:
             values["num_stages"] = min(self.num_stages, key=lambda count: abs(count - setting.num_stages))
         if self.solvers:
             values["solver"] = repr(setting.solver if setting.solver in self.solvers else self.solvers[0])
+        if self.temperature and (temperature := getattr(setting.solver, "temperature", None)):
+            values["temperature"] = Range(*self.temperature, whole=False).nearest(temperature)
         if self.guidance:
             values["guidance"] = Range(*self.guidance, whole=False).nearest(setting.guidance.scale)
         if self.refresh:
@@ -308,3 +323,12 @@ class Space:
 def _every(period: int, base: Lazy | None) -> Lazy | None:
     """A cache of this period, otherwise like another."""
     return replace(base or Lazy(), refresh=period) if period > 1 else None
+
+
+def _at(temperature: float, solver: Any) -> Solver:
+    """The solver with another temperature."""
+    return replace(solver, temperature=temperature)
+
+
+def _has_temperature(solver: Solver) -> bool:
+    return hasattr(solver, "temperature")

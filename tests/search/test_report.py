@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def test_the_comparison_has_the_best_of_each_family_and_other_noise(study: Study
     assert {n.partition(" ")[0] for n in settings if n in STARTS} == {"Constant", "Linear"}  # stopped early or not
     first = next(iter(candidates(study, objective, linear, objective.setting(linear))))
     assert first == f"winner ({linear.user_attrs['start']})"
+
+    warm = replace(objective.setting(sampled), solver=DDPM(temperature=1.1))
+    start = next(name for name in settings if name in STARTS)
+    like_it = candidates(study, objective, sampled, warm)[f"{start}, else as the winner"]
+    assert like_it.solver == warm.solver and like_it.budget == settings[start].budget
 
     rows = compare(study, objective, settings, seeds=2)
     meter = objective.meter

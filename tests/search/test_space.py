@@ -21,7 +21,7 @@ from disa_framework.schedules import (
     TwoStage,
 )
 from disa_framework.search.space import Knots, Parametric, ScheduleSpace, Setting, Space, Stages
-from disa_framework.solvers import DDIM, DDPM
+from disa_framework.solvers import DDIM, DDPM, Spaced
 from tests.search.small import mixture_module
 
 K = 12
@@ -126,6 +126,31 @@ def test_solver_guidance_and_stages_are_chosen_on_request() -> None:
     assert chosen.cache is None
     alone = Space(Stages(2)).suggest(FixedTrial({"steps_0": 7, "steps_1": 3}), base)
     assert (alone.solver, alone.guidance, alone.num_stages) == (base.solver, base.guidance, base.num_stages)
+
+
+def test_a_temperature_is_chosen_on_request_for_solvers_that_have_one() -> None:
+    base, space = Setting.of(mixture_module()), Space(Stages(2), temperature=(1.0, 1.2))
+    space.check(base)
+    for given, found in ((1.0, 1.0), (1.1, 1.1), (0.5, 1.0), (3.0, 1.2)):
+        setting = replace(base, solver=DDPM(Spaced(), temperature=given))
+        assert space.suggest(FixedTrial(space.encode(setting)), setting).solver == DDPM(Spaced(), temperature=found)
+    mixed = replace(space, solvers=(DDIM(), DDPM()))
+    mixed.check(base)
+    for solver in (DDIM(), DDPM(temperature=1.1)):
+        values = space.encode(replace(base, solver=solver)) | {"solver": repr(type(solver)())}
+        assert mixed.suggest(FixedTrial(values), base).solver == solver
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": (0.0, 1.0)}, "temperatures must be above 0, got 0"),
+        ({"temperature": (1.0, 1.2), "solvers": [DDIM()]}, "none of the solvers has a temperature"),
+    ],
+)
+def test_a_temperature_that_cannot_be_chosen_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Space(Stages(2), **options).check(Setting.of(mixture_module()))
 
 
 def test_the_period_of_feature_caching_is_chosen_on_request() -> None:
