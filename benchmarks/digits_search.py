@@ -4,7 +4,8 @@
 
 For the MAR of `configs/digits/mar.yaml` with random polarity, trained as by `make table` (or here, if that has not been
 done): Fréchet distances of hand-made ramps and of found schedules at many budgets of head evaluations, with
-noise that no search has seen. Then, for the ramps and for each way of finding, the fewest evaluations whose mean
+noise that no search has seen; ramps at fewer stages than the model's 16, too, as studies may choose among numbers of
+stages. Then, for the ramps and for each way of finding, the fewest evaluations whose mean
 distance is within the spread over training runs of constant 50's, and the time of an image with them.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import logging
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,18 +31,22 @@ from disa_framework.metrics import DigitsFeatures
 from disa_framework.models import MAR
 from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import Budget, Constant, Cosine, Linear, StepSchedule, TwoStage
-from disa_framework.search import analytic_cost, learn, measure_latency, measure_profile
+from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
+from disa_framework.search import analytic_cost, learn, measure_profile
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import FID
-from disa_framework.search.space import Setting, Space, Stages
+from disa_framework.search.space import Knots, Setting, Space, Stages
 from disa_framework.search.study import fitted_ramps, ranked, search
 from examples.digits import train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
 LIMITS = (28, 34, 40, 48, 56, 68, 80, 96, 128)
-STUDIED = (40, 56)
+STAGES = (6, 7, 8, 10, 12, 16)
+STUDIES = {  # spaces, and the limits that they are searched at
+    "studied": (Space(Stages(16, 1, 20)), (40, 56)),
+    "studied, stages chosen": (Space(Knots(3, 1, 20), num_stages=STAGES), (28, 34, 40, 48)),
+}
 PAIRS = (
     (3, 1), (4, 1), (5, 1), (4, 2), (5, 2), (6, 2), (8, 2), (10, 2), (5, 3), (8, 3), (10, 3), (15, 3), (25, 5), (50, 5),
 )  # fmt: skip
@@ -48,62 +54,72 @@ RAMPS: dict[str, StepSchedule] = {
     **{f"constant {steps}": Constant(steps) for steps in (2, 3, 4, 5, 6, 8, 10, 25)},
     **{f"{kind.__name__} {a}→{b}".lower(): kind(a, b) for kind in (Linear, Cosine, TwoStage) for a, b in PAIRS},
 }
+SHORT = (
+    "constant 4", "constant 5", "constant 6", "linear 5→3", "linear 6→2", "linear 8→3", "twostage 5→1", "twostage 5→3",
+)  # fmt: skip
 BASELINE = "constant 50"
 NOISE = 100  # seed of the images that are compared; searches draw with seed 0
 
 
 class Point(NamedTuple):
-    """A schedule's cost, its distance in each training run, and its budget in the last of them."""
+    """What a setting costs, its distance in each training run, and what it is in the last of them."""
 
     evaluations: int
     distances: tuple[float, ...]
-    budget: Budget
+    setting: Setting
 
 
-def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str, tuple[int, float, Budget]]:
-    """Evaluations, distance and budget of each schedule, by `way: name`."""
+def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str, tuple[int, float, Setting]]:
+    """Evaluations, distance and setting of each schedule, by `way: name`."""
     labels = torch.tensor(in_turn(range(10), options.count))
     quality = FID(DigitsFeatures(), DigitsData(polarity="random"))
     meter = Meter(module, quality, labels, 250, {"accelerator": "cpu"})
     base = Setting.of(module)
     results = {}
     with meter.lead():
-        schedules = {BASELINE: Constant(50)} | {f"ramp: {name}": ramp for name, ramp in RAMPS.items()}
-        for name, schedule in tqdm((schedules | found(meter, labels, options)).items(), desc="schedules"):
-            setting = Setting(schedule, base.solver, base.guidance, base.num_stages)
+        settings = {BASELINE: base}
+        settings |= {f"ramp: {name}": replace(base, schedule=ramp) for name, ramp in RAMPS.items()}
+        settings |= {
+            f"ramp, fewer stages: {name}, {stages} stages": replace(base, schedule=RAMPS[name], num_stages=stages)
+            for stages in STAGES[:-1]
+            for name in SHORT
+        }
+        for name, setting in tqdm((settings | found(meter, base, labels, options)).items(), desc="schedules"):
             with setting.applied(module):
                 evaluations = module.evaluations()
-            distance = meter.measure(setting, options.count, NOISE)
-            results[name] = (evaluations, distance, setting.budget)
+            results[name] = (evaluations, meter.measure(setting, options.count, NOISE), setting)
     return results
 
 
-def found(meter: Meter, labels: torch.Tensor, options: argparse.Namespace) -> dict[str, StepSchedule]:
-    """Schedules from data."""
+def found(meter: Meter, base: Setting, labels: torch.Tensor, options: argparse.Namespace) -> dict[str, Setting]:
+    """Settings from data."""
     module, cost = meter.module, analytic_cost(meter.module)
     profile = measure_profile(module.model, labels[: options.samples], solver=module.solver, menu=MENU)
     every = profile.every_step()
     costs = cost.stage_costs(every.menu)
-    schedules: dict[str, StepSchedule] = {}
+    settings: dict[str, Setting] = {}
     for limit in LIMITS:
-        schedules[f"calibrated: {limit}"] = every.schedule(limit, costs, resolution=1.0)
-        schedules[f"learned: {limit}"] = learn(profile, limit, costs)
-    for limit in STUDIED if options.trials else ():
-        schedules[f"studied: {limit}"] = study(meter, limit, schedules[f"calibrated: {limit}"], options)
-    return schedules
+        settings[f"calibrated: {limit}"] = replace(base, schedule=every.schedule(limit, costs, resolution=1.0))
+        settings[f"learned: {limit}"] = replace(base, schedule=learn(profile, limit, costs))
+    for name, (space, limits) in STUDIES.items() if options.trials else ():
+        for limit in limits:
+            calibrated = every.schedule(limit, costs, resolution=1.0)
+            settings[f"{name}: {limit}"] = study(meter, space, limit, calibrated, options)
+    return settings
 
 
-def study(meter: Meter, limit: int, calibrated: StepSchedule, options: argparse.Namespace) -> StepSchedule:
+def study(
+    meter: Meter, space: Space, limit: int, calibrated: StepSchedule, options: argparse.Namespace
+) -> Setting:
     """What a study finds that begins with the ramps at this limit and the calibrated schedule."""
-    space = Space(Stages(16, 1, 20))
     costs = Costs(meter.module, analytic_cost)
     objective = Objective(meter, costs, space, limit, (options.count // 3, options.count))
     starts = {"calibrated": calibrated} | fitted_ramps(costs, objective.base, limit)
     done = search(objective, options.trials, starts=starts)
-    return objective.setting(ranked(done)[0]).schedule
+    return objective.setting(ranked(done)[0])
 
 
-def merged(runs: Sequence[dict[str, tuple[int, float, Budget]]]) -> dict[str, Point]:
+def merged(runs: Sequence[dict[str, tuple[int, float, Setting]]]) -> dict[str, Point]:
     """Each schedule over the training runs; a found one has as many evaluations as the dearest of them."""
     return {
         name: Point(
@@ -134,12 +150,13 @@ def cheapest(points: dict[str, Point]) -> dict[str, str]:
 
 def timed(module: ARDiffusionModule, points: dict[str, Point], names: Sequence[str]) -> str:
     """Markdown: what these cost on the clock."""
-    labels = torch.tensor(in_turn(range(10), 250))
-    seconds = measure_latency(module, labels, len(labels), [points[name].budget for name in names])
+    meter = Meter(module, None, torch.tensor(in_turn(range(10), 250)), 250, {"accelerator": "cpu"})
     lines = ["| cheapest within the spread | head evaluations | distance | ms per image |", "|---|---|---|---|"]
-    for name, time in zip(names, seconds, strict=True):
+    for name in names:
         point = points[name]
-        lines.append(f"| {name} | {point.evaluations} | {_spread(point.distances)} | {1e3 * time:.2f} |")
+        time = 1e3 * meter.latency(point.setting)
+        title = f"{name} ({point.setting.num_stages} stages: {' '.join(map(str, point.setting.budget))})"
+        lines.append(f"| {title} | {point.evaluations} | {_spread(point.distances)} | {time:.2f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,7 @@ from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
+from disa_framework.metrics import to_uint8
 from disa_framework.models import MAR, Autoencoder, MixtureAR
 from disa_framework.models.checkpoint import write_checkpoint
 from disa_framework.schedules import PerStage
@@ -430,7 +431,7 @@ def test_what_is_drawn_is_what_generate_returns(tmp_path: Path, reference: dict[
     latents = generate(MixtureAR(), torch.zeros(40, dtype=torch.long), schedule=Linear(50, 5), solver=solver)
     folder = SampleFolder(tmp_path)
     for i, image in enumerate(latents / 4):
-        folder.write(i, image)
+        folder.write(i, to_uint8(image))
     ours, theirs = (np.stack([np.array(Image.open(p)) for p in paths]).astype(int) for paths in (
         sorted(tmp_path.glob("*.png")), [_file(tmp_path, name, data) for name, data in sorted(reference.items())]
     ))  # fmt: skip

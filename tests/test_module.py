@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from disa_framework.callbacks import ImageWriter, LastCheckpoint, SampleFolder
 from disa_framework.data import DigitsData, RequestData
 from disa_framework.guidance import Guidance
+from disa_framework.metrics import to_uint8
 from disa_framework.models import Identity, MixtureAR
 from disa_framework.models.attention import AttentionLayer
 from disa_framework.models.checkpoint import apply_weights, load_weights
@@ -155,7 +156,7 @@ def test_the_predict_loop_writes_what_draw_returns(tmp_path: Path) -> None:
     other = SampleFolder(tmp_path / "other")
     other.claim({})
     for index, image in enumerate(module.draw(torch.tensor([0, 1, 2, 0, 1]), torch.arange(5))):
-        other.write(index, image)
+        other.write(index, to_uint8(image))
     difference = folder.read(range(5)).int() - other.read(range(5)).int()
     assert difference.abs().max() <= 1  # rounding depends on the batch
 

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from disa_framework.callbacks.samples import SampleFolder
-from disa_framework.data.image_folder import from_uint8
 from disa_framework.data.requests import Request
 from disa_framework.metrics.images import to_uint8
 
@@ -92,7 +91,7 @@ class _OnTheWay:
             self._arrived.synchronize()
         if not self._finite:
             raise ValueError("the model drew NaN or infinite pixels: check its weights and the guidance scale")
-        folder.write(int(self._indices[place]), from_uint8(self._pixels[place]))
+        folder.write(int(self._indices[place]), self._pixels[place])
 
 
 def _wait(writes: Sequence[Future[None]]) -> None:

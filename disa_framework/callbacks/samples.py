@@ -23,7 +23,6 @@ from torch import Tensor
 
 from disa_framework.callbacks.archive import Pixels, open_archive, write_archive
 from disa_framework.files import write_atomically
-from disa_framework.metrics.images import to_uint8
 
 Format = Literal["png", "npz", "both"]
 """What a finished run keeps: PNG files, the archive `samples.npz`, or both."""
@@ -94,9 +93,9 @@ class SampleFolder:
         write_atomically(self.manifest, (json.dumps(content, indent=2) + "\n").encode())
 
     def write(self, index: int, image: Tensor) -> None:
-        """Writes an image `[c, h, w]` in [-1, 1] with one or three channels, unless it exists."""
+        """Writes an image, bytes `[c, h, w]` of one or three channels, unless it exists."""
         if not self.file(index).exists() and index >= self.packed():
-            write_atomically(self.file(index), _png(to_uint8(image).permute(1, 2, 0).cpu().numpy()))
+            write_atomically(self.file(index), _png(image.permute(1, 2, 0).cpu().numpy()))
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Images as uint8 `[B, c, h, w]`."""

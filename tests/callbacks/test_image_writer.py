@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from disa_framework.callbacks import ImageWriter, SampleFolder, Throughput
 from disa_framework.data import RequestData
 from disa_framework.data.requests import Request
+from disa_framework.metrics import to_uint8
 from disa_framework.models import Identity
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 COUNT, BATCH = 12, 3
+BLANK = torch.zeros(3, 5, 4, dtype=torch.uint8)
 PROMPTS: list[dict[str, Any]] = [{"prompt": str(number)} for number in range(COUNT)]
 
 
@@ -87,12 +89,12 @@ def no_thread_is_left() -> Iterator[None]:
 
 def test_files_are_those_of_a_plain_write(tmp_path: Path) -> None:
     folder, plain = claimed(SampleFolder(tmp_path / "drawn")), claimed(SampleFolder(tmp_path / "plain"))
-    folder.write(4, torch.zeros(3, 5, 4))
+    folder.write(4, BLANK)
     writer = ImageWriter(folder)
     draw(Painter(), writer, count=7)
     draw(Painter(), writer, count=COUNT)  # one writer may serve several runs
     for index in range(COUNT):
-        plain.write(index, torch.zeros(3, 5, 4) if index == 4 else picture(index))
+        plain.write(index, BLANK if index == 4 else to_uint8(picture(index)))
         assert folder.file(index).read_bytes() == plain.file(index).read_bytes()
 
 

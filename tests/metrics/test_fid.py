@@ -140,6 +140,8 @@ def test_to_uint8_rounds_and_clamps() -> None:
     assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))
     assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
     assert to_uint8(torch.tensor([10.4, 10.6]) / 127.5 - 1).tolist() == [10, 11]
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert to_uint8(torch.tensor([-1.0, 0.0, 1.0], dtype=dtype)).tolist() == [0, 128, 255]
 
 
 def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
