@@ -20,6 +20,7 @@ from disa_framework.guidance import Guidance
 from disa_framework.models.attention import Backend, use_attention
 from disa_framework.models.base import ARDiffusionModel, Condition
 from disa_framework.models.compiling import compile_regions, missing_for_compilation
+from disa_framework.models.graphs import missing_for_graphs, use_graphs
 from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.models.tokenizers import Identity, Tokenizer
 from disa_framework.schedules import Constant, StepSchedule
@@ -76,6 +77,8 @@ class ARDiffusionModule(LightningModule):
             `Lazy` has options.
         compile: by PyTorch's compiler, which takes a minute or two at the start; left out, with a warning that says
             why, where there is no compiler.
+        graphs: whether a GPU is given whole evaluations of the model at once, as CUDA graphs, which small batches gain
+            from; left out, with a warning, where there is no such GPU.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.
@@ -91,6 +94,7 @@ class ARDiffusionModule(LightningModule):
         tokenizer: Tokenizer | None = None,
         cache: Lazy | None = None,
         compile: bool = False,
+        graphs: bool = False,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
@@ -102,6 +106,10 @@ class ARDiffusionModule(LightningModule):
             warnings.warn(f"drawing without compilation: {lack}", stacklevel=2)
         elif compile:
             compile_regions(model)
+        if graphs and (lack := missing_for_graphs()):
+            warnings.warn(f"drawing without CUDA graphs: {lack}", stacklevel=2)
+        elif graphs:
+            use_graphs(model)
         self.model = model
         self.schedule = schedule or Constant(50)
         self.solver = solver or DDPM()

@@ -17,7 +17,7 @@ ROOT = Path(disa_framework.__file__).parent
 PACKAGE = disa_framework.__name__
 
 FLOORS = (
-    ("noise", "guidance", "files", "memory", "models.attention", "models.compiling", "models.linear"),
+    ("noise", "guidance", "files", "memory", "models.attention", "models.compiling", "models.graphs", "models.linear"),
     ("page", "solvers", "schedules", "models.layers"),
     ("models", "trajectory"),
     ("generation",),

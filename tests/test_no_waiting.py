@@ -22,7 +22,7 @@ from disa_framework import Guidance, PhiloxNoise
 from disa_framework.generation import StageRecord, advance
 from disa_framework.models import ARDiffusionModel, MixtureAR
 from disa_framework.models.base import Condition
-from disa_framework.models.harmon import Vocabulary
+from disa_framework.models.harmon import Harmon
 from disa_framework.models.lazy import Lazy
 from disa_framework.models.mar import MAR
 from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
@@ -30,12 +30,20 @@ from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, LinearFlow
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
-from tests.models.tiny_harmon import PROMPTS, WORDS, tiny_harmon
+from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
+
+LAZY = Lazy(refresh=2, share=0.2)
 
 
 def lazy_mar() -> MAR:
     model = tiny_mar(latent_size=8)
-    model.cache = Lazy(refresh=2, share=0.2)
+    model.cache = LAZY
+    return model
+
+
+def lazy_harmon() -> Harmon:
+    model = tiny_harmon(TINY_VOCABULARY, depth=2)
+    model.cache = LAZY
     return model
 
 
@@ -46,7 +54,8 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "flowar with cross-attention": lambda: tiny_flowar(cross_attention=True),
     "xar": tiny_xar,
     "causal": lambda: tiny_causal(latent_size=4),
-    "harmon": lambda: tiny_harmon(Vocabulary(tuple(w for w in WORDS.split() if w.isalpha()))),
+    "harmon": lambda: tiny_harmon(TINY_VOCABULARY),
+    "lazy harmon": lazy_harmon,
     "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),
     "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=LinearFlow()),
 }

@@ -14,6 +14,7 @@ import torch
 from disa_framework.bench.floor import Floor, Recorder
 from disa_framework.bench.laps import Clock, read, split
 from disa_framework.models.base import Condition
+from disa_framework.models.graphs import without_graphs
 from disa_framework.module import ARDiffusionModule
 
 
@@ -116,7 +117,7 @@ def _record(case: Case) -> Floor:
     """The floor of a case, which has been called once."""
     module = case.module
     weights = chain(module.parameters(), module.buffers())
-    with Recorder(weights) as recorder:
+    with without_graphs(module.model), Recorder(weights) as recorder:
         case.draw()
     floor = Floor(recorder.calls, case.device)
     floor()

@@ -56,7 +56,7 @@ class _Shadowed(ARDiffusionModel):
     def begin(
         self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
     ) -> Any:
-        return [self.watched.begin(condition, num_stages, guidance, noise, batch_size)] * len(self.caches)
+        return [self._begin(cache, condition, num_stages, guidance, noise, batch_size) for cache in self.caches]
 
     def propose(self, state: Any, stage: int) -> Proposal:
         proposals = [self._propose(state, cache, stage) for state, cache in zip(state, self.caches, strict=True)]
@@ -73,6 +73,10 @@ class _Shadowed(ARDiffusionModel):
 
     def check_condition(self, condition: Condition) -> None:
         self.watched.check_condition(condition)
+
+    def _begin(self, cache: Lazy | None, *request: Any) -> Any:
+        with caching(self.watched, cache):
+            return self.watched.begin(*request)
 
     def _propose(self, state: Any, cache: Lazy | None, stage: int) -> Proposal:
         with caching(self.watched, cache):

@@ -175,7 +175,7 @@ def adaptive(
 def allocate_caches(blocks: Iterable[nn.Module], batch_size: int, length: int, like: Tensor) -> list[KVCache]:
     """Room for `length` keys and values of each block."""
     layers = [cast(RotaryAttention, block.attn) for block in blocks]
-    return [KVCache(batch_size, layer.heads, length, layer.width // layer.heads, like) for layer in layers]
+    return [KVCache.empty(batch_size, layer.heads, length, layer.width // layer.heads, like) for layer in layers]
 
 
 def block_causal_mask(sizes: Sequence[int]) -> Tensor:

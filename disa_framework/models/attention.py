@@ -67,17 +67,23 @@ class AttentionLayer(nn.Module):
     backend: Backend = "sdpa"
 
 
+@dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one layer, allocated once for the whole run.
+    """Keys and values of one layer, `[B, h, M, d]` each, allocated once for the whole run."""
 
-    Args:
-        batch_size, heads, length, width: `B`, `h`, the most keys it has to hold, `d`.
-        like: gives device and precision.
-    """
+    keys: Tensor
+    values: Tensor
 
-    def __init__(self, batch_size: int, heads: int, length: int, width: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch_size, heads, length, width)
-        self.values = torch.empty_like(self.keys)
+    @classmethod
+    def empty(cls, batch_size: int, heads: int, length: int, width: int, like: Tensor) -> KVCache:
+        """Room for `length` keys and values.
+
+        Args:
+            batch_size, heads, length, width: `B`, `h`, `M`, `d`.
+            like: gives device and precision.
+        """
+        keys = like.new_empty(batch_size, heads, length, width)
+        return cls(keys, torch.empty_like(keys))
 
     def write(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts `k, v [B, h, L, d]` at `start …`, and returns all up to their end: `[B, h, start + L, d]`.

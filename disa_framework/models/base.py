@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework.guidance import Guidance
+from disa_framework.models.graphs import Recorded
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Process
 from disa_framework.solvers.table import Denoiser
@@ -41,7 +42,7 @@ class Proposal:
     z: Tensor | None = None
 
 
-class ARDiffusionModel(nn.Module, ABC):
+class ARDiffusionModel(Recorded, ABC):
     """Subclass, set the attributes, and implement the abstract methods; everything else works on it.
 
     Attributes:

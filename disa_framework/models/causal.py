@@ -131,7 +131,7 @@ class CausalAR(ARDiffusionModel):
         if guidance.active:
             labels = torch.cat((labels, null))
         _, N, w = self.positions.shape
-        cache = partial(KVCache, len(labels), self.heads, N, w // self.heads, self.positions)
+        cache = partial(KVCache.empty, len(labels), self.heads, N, w // self.heads, self.positions)
         return CausalState(labels, [cache() for _ in self.blocks], guidance)
 
     def propose(self, state: CausalState, stage: int) -> Proposal:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from disa_framework.guidance import Guidance, combine
 from disa_framework.models.compiling import Region
+from disa_framework.models.graphs import Recorded
 from disa_framework.models.layers import TimestepEmbedding, modulate
 from disa_framework.models.linear import Linear
 from disa_framework.solvers.ddpm import posterior
@@ -76,7 +77,7 @@ class MLPHead(nn.Module):
         return self.final_layer(x, y)
 
 
-class DiffusionLoss(nn.Module):
+class DiffusionLoss(Recorded):
     """The head, its sampling, and its loss: squared error of the noise, plus a variational bound for the variance."""
 
     tables: Tensor
@@ -115,14 +116,14 @@ class DiffusionLoss(nn.Module):
         net = self.net
 
         def denoiser(nodes: Nodes) -> Step:
-            cond = net.cond_embed(z)
+            evaluate = self.bound(self._evaluate, cond=net.cond_embed(z))
             times = net.time_embed(nodes.on(z.device))
             acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:
                 if not acts[i]:
-                    return net(x, times[i] + cond[: len(x)])
-                out, null = net(torch.cat((x, x)), times[i] + cond).chunk(2)
+                    return evaluate(x, times[i])
+                out, null = evaluate(torch.cat((x, x)), times[i]).chunk(2)
                 noise, value = out.chunk(2, dim=-1)
                 # Noise is guided, the variance value stays the conditional branch's.
                 return torch.cat((combine(noise, null[..., : x.shape[-1]], scale), value), dim=-1)
@@ -130,6 +131,10 @@ class DiffusionLoss(nn.Module):
             return step
 
         return denoiser
+
+    def _evaluate(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        """The head on `x [B or G B, n, D]` at an embedded time `[w]`, for an embedded conditioning `[G B, n, w]`."""
+        return self.net(x, time + cond[: len(x)])
 
 
 def _training_tables(process: Cosine) -> Tensor:

@@ -254,15 +254,15 @@ class FlowAR(ARDiffusionModel):
         net = self.flownet
 
         def denoiser(nodes: Nodes) -> Step:
-            conditioning = net.condition(z, table)
+            evaluate = self.bound(net, conditioning=net.condition(z, table))
             rows = [part.unbind() for part in net.embed_times(flow_times(nodes.on(z.device), z.device))]
             acts = [scale != 1.0 and guidance.acts(t) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:
                 times = [row[i] for row in rows]
                 if not acts[i]:
-                    return net(x, times, conditioning)
-                out, null = net(torch.cat((x, x)), times, conditioning).chunk(2)
+                    return evaluate(x, times)
+                out, null = evaluate(torch.cat((x, x)), times).chunk(2)
                 return combine(out, null, scale)
 
             return step

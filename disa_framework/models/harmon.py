@@ -2,7 +2,7 @@
 
 Letters: `B` batch, `N` image tokens, `D` token channels, `T` prompt tokens, `S` buffer slots, `m` visible tokens,
 `L = m + S` image tokens that the language model reads, `n` tokens of a stage, `w` width of the MAR's encoder,
-`v` width of the language model, `G` guidance branches (1 or 2).
+`v` width of the language model, `G` guidance branches (1 or 2), `g` those at hand.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any, Literal, Self
 
@@ -24,6 +24,7 @@ from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.models.buffers import unrounded
 from disa_framework.models.layers import gather_tokens, patchify, unpatchify
+from disa_framework.models.lazy import Backbone, Lazy
 from disa_framework.models.linear import Linear
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
 from disa_framework.noise import NoiseSource
@@ -96,12 +97,14 @@ class Context:
         places: `[G B, S + N]` positions of the image's tokens; they follow the prompt, not its padding.
         mask: `[G B, 1, S + N, T + S + N]`, added to the scores of attention: 0 where a token of the image may look.
         positions: the MAR's tables, for this image size.
+        conditional: the cache of the first `B` prompts alone, where features are cached and there is guidance.
     """
 
     cache: Any
     places: Tensor
     mask: Tensor
     positions: Positions
+    conditional: Any = None
 
 
 class Harmon(ARDiffusionModel):
@@ -120,6 +123,8 @@ class Harmon(ARDiffusionModel):
         ValueError: transformers or the attention is not installed, or no image has this size.
         OSError: there is no such language model.
     """
+
+    cache: Lazy | None = None
 
     def __init__(
         self,
@@ -208,19 +213,23 @@ class Harmon(ARDiffusionModel):
         return Context(cache, lengths[:, None] + image, mask, self.positions)
 
     def follow(self, x: Tensor, context: Context) -> Tensor:
-        """What the language model makes of `x [G B, L, v]` after the prompts, which alone stay in the cache."""
-        L, T = x.shape[1], context.mask.shape[-1] - context.mask.shape[-2]
-        mask = context.mask[:, :, :L, : T + L]
+        """What the language model makes of `x [G B, L, v]` after the prompts, which alone stay in the cache.
+
+        Of `[B, L, v]`, too, which is the conditional branch.
+        """
+        rows, L, T = len(x), x.shape[1], context.mask.shape[-1] - context.mask.shape[-2]
+        cache = context.cache if rows == len(context.places) else context.conditional
+        mask = context.mask[:rows, :, :L, : T + L]
         if self.llm.config._attn_implementation == "flash_attention_2":
             mask = mask[:, 0, -1] == 0  # it is causal by itself, and asks which keys are no padding
         out = self.llm.base_model(
             inputs_embeds=x,
             attention_mask=mask,
-            position_ids=context.places[:, :L],
-            past_key_values=context.cache,
+            position_ids=context.places[:rows, :L],
+            past_key_values=cache,
             use_cache=True,
         )
-        context.cache.crop(-L)
+        cache.crop(-L)
         return out.last_hidden_state
 
     # --- backbone ---------------------------------------------------------------------------------------
@@ -242,15 +251,33 @@ class Harmon(ARDiffusionModel):
             tokens: `[B, N, D]`; only visible ones are read.
             context: of `G B` prompts.
         """
-        S, positions = self.mar.buffer_size, context.positions
-        G = len(context.places) // len(tokens)
+        positions, G = context.positions, len(context.places) // len(tokens)
         visible = visible.sort(dim=1).values  # the language model reads in raster order
         buffer = self.mar.fake_latent.expand(len(tokens), -1)
         # The encoder knows no prompt, so one pass serves all branches.
         encoded = self.mar.encode(gather_tokens(tokens, visible), buffer, visible, positions)
-        x = self.proj_in(encoded).roll(-S, dims=1).repeat(G, 1, 1)  # the buffer is read last
-        x = self.proj_out(self.follow(x, context).roll(S, dims=1))
-        return self.mar.decode(encoded.repeat(G, 1, 1) + x, visible.repeat(G, 1), drawn.repeat(G, 1), positions)
+        x = self.instruct(encoded, G, context)
+        return self.mar.decode(x, visible.repeat(G, 1), drawn.repeat(G, 1), positions)
+
+    def instruct(self, encoded: Tensor, g: int, context: Context) -> Tensor:
+        """What the decoder is given, `[g B, L, w]`: what the encoder made, and what the language model adds.
+
+        Args:
+            encoded: `[B, L, w]`, the buffer in front, then tokens in raster order.
+            g: all branches, or 1 for the conditional one.
+            context: of `G B` prompts.
+        """
+        S = self.mar.buffer_size
+        x = self.proj_in(encoded).roll(-S, dims=1).repeat(g, 1, 1)  # the buffer is read last
+        return encoded.repeat(g, 1, 1) + self.proj_out(self.follow(x, context).roll(S, dims=1))
+
+    def instruct_unsorted(self, encoded: Tensor, g: int, context: Context, visible: Tensor) -> Tensor:
+        """The same, of tokens that come and go in the order of their places `visible [B, m]`."""
+        S = self.mar.buffer_size
+        buffer = torch.arange(S, device=visible.device).expand(len(visible), -1)
+        order = torch.cat((buffer, visible + S), dim=1).argsort(dim=1)
+        x = self.instruct(gather_tokens(encoded, order), g, context)
+        return gather_tokens(x, order.argsort(dim=1).repeat(g, 1))
 
     # --- sampling ---------------------------------------------------------------------------------------
 
@@ -265,11 +292,21 @@ class Harmon(ARDiffusionModel):
         null = [None] * batch_size
         prompts = [*(null if condition is None else condition), *(null if guidance.active else ())]
         blank = self.mar.fake_latent.new_zeros(batch_size, self.num_tokens, self.mar.token_channels)
-        return MARState.begin(blank, num_stages, self.read(*self.pad(prompts)), guidance, noise)
+        context = self.read(*self.pad(prompts))
+        if self.cache is not None and guidance.active:
+            context = replace(context, conditional=_first_rows(context.cache, batch_size))
+        return MARState.begin(blank, num_stages, context, guidance, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
-        return self.mar.proposal(state, stage, drawn, self.backbone(state.tokens, state.context, visible, drawn))
+        if self.cache is None:
+            z = self.backbone(state.tokens, state.context, visible, drawn)
+            return self.mar.proposal(state, stage, drawn, z)
+        buffer = self.mar.fake_latent.expand(len(drawn), -1)
+        between = partial(self.instruct_unsorted, context=state.context, visible=visible)
+        backbone = Backbone(self.mar, state.context.positions, state, visible, drawn, buffer, between)
+        z, memory = backbone.conditioning(self.cache, stage)
+        return self.mar.proposal(state, stage, drawn, z, memory)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
         return state.accept(proposal, tokens)
@@ -358,6 +395,14 @@ def _pretrained(kind: str, source: str, **options: Any) -> Any:
         raise OSError(
             f"transformers' {kind} finds none at {source!r}: give a folder or a hub name, such as {_EXAMPLE}"
         ) from error
+
+
+def _first_rows(cache: Any, count: int) -> Any:
+    """A copy of a cache of transformers, of its first rows alone."""
+    first = _transformers().DynamicCache()
+    for layer, (keys, values, *_) in enumerate(cache):
+        first.update(keys[:count], values[:count], layer)
+    return first
 
 
 def _transformers() -> ModuleType:

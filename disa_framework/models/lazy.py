@@ -1,20 +1,22 @@
 """Feature caching for masked models, after LazyMAR (Yan et al., arXiv 2503.12450).
 
 From one stage to the next most tokens mean much the same to a backbone that sees the whole image, and so does the
-difference between an image of a class and any image. So everything is computed at every few stages, and in between
-only, for the conditional branch alone, the tokens that are drawn, those that have just been, and those that moved most;
-keys and values of all others are those of the last time. What moved shows behind the first block, which is cheap
-enough to be computed for all. Shapes depend on the stage alone, and a state is never written into, so that a stage may
-be proposed twice.
+difference between an image of what is asked for and any image. So everything is computed at every few stages, and in
+between only, for the conditional branch alone, the tokens that are drawn, those that have just been, and those that
+moved most; keys and values of all others are those of the last time. What moved shows behind the first block, which is
+cheap enough to be computed for all. What lies between encoder and decoder, Harmon's language model, keeps nothing: new
+tokens come in between the others that it reads, and shift them. Shapes depend on the stage alone, and a state is never
+written into, so that a stage may be proposed twice.
 
-Letters: `B` batch, `G` guidance branches, `L` tokens of a stack of blocks, `l` those it computes anew, `w` width,
-`h` heads, `d = w / h`, `N` tokens of an image.
+Letters: `B` batch, `G` guidance branches (1 or 2), `g` those at hand, `N` tokens of an image, `S` buffer slots,
+`m` visible tokens, `n` tokens of a stage, `w` width, `h` heads, `d = w / h`; `L` tokens of a stack of blocks, `l` those
+it computes anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from disa_framework.models.layers import Block, gather_tokens
 
 if TYPE_CHECKING:
-    from disa_framework.models.mar import MAR, MARState
+    from disa_framework.models.mar import MAR, MARState, Positions
 
 
 REFRESHES = (2, 4, 8)
@@ -59,7 +61,7 @@ class Lazy:
 def check_cache(model: nn.Module, cache: Lazy | None) -> None:
     """Raises a ValueError if a model is to cache features that it has not."""
     if cache and not hasattr(model, "cache"):
-        raise ValueError(f"feature caching is for masked models such as MAR, {type(model).__name__} is none")
+        raise ValueError(f"feature caching is for masked models such as MAR and Harmon, {type(model).__name__} is none")
 
 
 @contextmanager
@@ -144,47 +146,67 @@ class Memory:
     difference: Tensor | None
 
 
-def lazy_backbone(
-    model: MAR, lazy: Lazy, state: MARState, stage: int, visible: Tensor, drawn: Tensor
-) -> tuple[Tensor, Memory]:
-    """Conditioning `z [G B, n, w]` of the tokens that a stage draws, and what the next stages need of it.
+@dataclass(frozen=True)
+class Backbone:
+    """The backbone of a MAR, or of a model around one, at one stage.
 
-    Args:
-        visible, drawn: `[B, m]` and `[B, n]`, the stage's places.
+    Attributes:
+        mar: its encoder and decoder.
+        positions: for the size of the images.
+        state: of the run, before the stage.
+        visible, drawn: `[B, m]`, the first drawn in front, and `[B, n]`, the stage's places.
+        buffer: `[G B, w]`, what the encoder's slots carry; `[B, w]` where that is the same in all branches.
+        between: makes of what the encoder made, `[G B, S + m, w]` or `[B, S + m, w]`, what the decoder is given for `g`
+            branches, `[g B, S + m, w]`.
     """
-    if state.memory is None or lazy.refreshes(stage):
-        return _compute(model, state, visible, drawn)
-    return _renew(model, lazy, state, state.memory, visible, drawn)
 
+    mar: MAR
+    positions: Positions
+    state: MARState
+    visible: Tensor
+    drawn: Tensor
+    buffer: Tensor
+    between: Callable[[Tensor, int], Tensor] = lambda encoded, g: encoded
 
-def _compute(model: MAR, state: MARState, visible: Tensor, drawn: Tensor) -> tuple[Tensor, Memory]:
-    B = len(state.tokens)
-    G = len(state.context) // B
-    visible, drawn = visible.repeat(G, 1), drawn.repeat(G, 1)
-    seen, S = gather_tokens(state.tokens.repeat(G, 1, 1), visible), model.buffer_size
-    x = model.embed(seen, state.context, visible, model.positions)
-    x, encoder = Features.compute(model.encoder, x, B)
-    x, decoder = Features.compute(model.decoder, model.fill(model.encoder_norm(x), visible, model.positions), B)
-    cond, *null = model.decoder_norm(x[:, S:]).chunk(G)
-    difference = null[0] - cond if null else None
-    return model.read(gather_tokens(x, drawn + S), drawn, model.positions), Memory(encoder, decoder, difference)
+    def conditioning(self, lazy: Lazy, stage: int) -> tuple[Tensor, Memory]:
+        """`z [G B, n, w]` of the tokens that a stage draws, and what the next stages need of it."""
+        memory = self.state.memory
+        if memory is None or lazy.refreshes(stage):
+            return self._compute()
+        return self._renew(memory, lazy.share)
 
+    def _compute(self) -> tuple[Tensor, Memory]:
+        mar, B, G = self.mar, len(self.drawn), 1 + self.state.guidance.active
+        x, encoder = Features.compute(mar.encoder, self._embed(self.buffer), B)
+        x, decoder = Features.compute(mar.decoder, self._fill(self.between(mar.encoder_norm(x), G)), B)
+        cond, *null = mar.decoder_norm(x[:, mar.buffer_size :]).chunk(G)
+        return self._read(x), Memory(encoder, decoder, null[0] - cond if null else None)
 
-def _renew(
-    model: MAR, lazy: Lazy, state: MARState, memory: Memory, visible: Tensor, drawn: Tensor
-) -> tuple[Tensor, Memory]:
-    B, S = len(state.tokens), model.buffer_size
-    known = memory.encoder.late.shape[1]
-    x = model.embed(gather_tokens(state.tokens, visible), state.context[:B], visible, model.positions)
-    new = torch.arange(known, x.shape[1], device=x.device).expand(B, -1)
-    encoder = memory.encoder.renew(model.encoder, x, new, lazy.share)
-    x = model.fill(model.encoder_norm(encoder.late), visible, model.positions)
-    due = torch.cat((drawn, visible[:, known - S :]), dim=1) + S
-    decoder = memory.decoder.renew(model.decoder, x, due, lazy.share)
-    z = model.read(gather_tokens(decoder.late, drawn + S), drawn, model.positions)
-    if memory.difference is not None:
-        z = torch.cat((z, z + gather_tokens(memory.difference, drawn)))
-    return z, Memory(encoder, decoder, memory.difference)
+    def _renew(self, memory: Memory, share: float) -> tuple[Tensor, Memory]:
+        mar, B, S = self.mar, len(self.drawn), self.mar.buffer_size
+        known, x = memory.encoder.late.shape[1], self._embed(self.buffer[:B])
+        new = torch.arange(known, x.shape[1], device=x.device).expand(B, -1)
+        encoder = memory.encoder.renew(mar.encoder, x, new, share)
+        x = self._fill(self.between(mar.encoder_norm(encoder.late), 1))
+        due = torch.cat((self.drawn, self.visible[:, known - S :]), dim=1) + S
+        decoder = memory.decoder.renew(mar.decoder, x, due, share)
+        z = self._read(decoder.late)
+        if memory.difference is not None:
+            z = torch.cat((z, z + gather_tokens(memory.difference, self.drawn)))
+        return z, Memory(encoder, decoder, memory.difference)
+
+    def _embed(self, buffer: Tensor) -> Tensor:
+        g = len(buffer) // len(self.visible)
+        seen = gather_tokens(self.state.tokens, self.visible).repeat(g, 1, 1)
+        return self.mar.embed(seen, buffer, self.visible.repeat(g, 1), self.positions)
+
+    def _fill(self, encoded: Tensor) -> Tensor:
+        g = len(encoded) // len(self.visible)
+        return self.mar.fill(encoded, self.visible.repeat(g, 1), self.positions)
+
+    def _read(self, x: Tensor) -> Tensor:
+        drawn = self.drawn.repeat(len(x) // len(self.drawn), 1)
+        return self.mar.read(gather_tokens(x, drawn + self.mar.buffer_size), drawn, self.positions)
 
 
 def _put(old: Tensor, places: Tensor, new: Tensor, length: int) -> Tensor:

@@ -17,7 +17,7 @@ from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.diffusion_head import DiffusionLoss
 from disa_framework.models.layers import Block, gather_heads, gather_tokens, patchify, unpatchify
-from disa_framework.models.lazy import Lazy, Memory, lazy_backbone
+from disa_framework.models.lazy import Backbone, Lazy, Memory
 from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Cosine
@@ -303,11 +303,12 @@ class MAR(ARDiffusionModel):
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
         if self.cache is not None:
-            z, memory = lazy_backbone(self, self.cache, state, stage, visible, drawn)
+            backbone = Backbone(self, self.positions, state, visible, drawn, state.context)
+            z, memory = backbone.conditioning(self.cache, stage)
             return self.proposal(state, stage, drawn, z, memory)
         G = len(state.context) // len(state.tokens)
-        z = self.backbone(state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1))
-        return self.proposal(state, stage, drawn, z)
+        rows = state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1)
+        return self.proposal(state, stage, drawn, self.bound(self.backbone)(*rows))
 
     def proposal(
         self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None

@@ -28,6 +28,9 @@ from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import LinearFlow, Nodes
 from disa_framework.solvers.table import Denoiser, Step
 
+Tables = tuple[Tensor, Tensor]
+"""Rotary tables of some tokens, the encoder's and the decoder's."""
+
 
 @dataclass(frozen=True)
 class XARState:
@@ -36,12 +39,14 @@ class XARState:
     Attributes:
         class_embedding: `[G B, 1, w]`, conditional rows first.
         caches: keys and values of each block, encoder first.
+        tables: of each stage.
         guidance: of the run.
         cells: the cells drawn so far, `[B, n, C]` each.
     """
 
     class_embedding: Tensor
     caches: list[KVCache]
+    tables: list[Tables]
     guidance: Guidance
     cells: tuple[Tensor, ...] = ()
 
@@ -162,6 +167,7 @@ class XAR(ARDiffusionModel):
         self,
         x: Tensor,
         condition: Tensor,
+        tables: Tables,
         place: slice,
         caches: list[KVCache] | None = None,
         mask: Tensor | None = None,
@@ -170,13 +176,13 @@ class XAR(ARDiffusionModel):
 
         Args:
             condition: class plus time, `[B, 1 or n, w]`.
+            tables: of these tokens.
             caches: keys and values of what comes before `place`, which those of `x` are written behind; `None` if
                 nothing does.
             mask: added to the scores of the attention.
         """
         depth = len(self.encoder_blocks) + len(self.decoder_blocks)
         past = iter([Past(cache, place.start) for cache in caches] if caches else [None] * depth)
-        tables = [rotary(blocks).own_table(place) for blocks in (self.encoder_blocks, self.decoder_blocks)]
         x = self.z_proj_ln(self.z_proj(x) + self.encoder_pos_embed_learned[:, place])
         for block in self.encoder_blocks:
             x = block(x, condition, tables[0], next(past), mask)
@@ -184,6 +190,10 @@ class XAR(ARDiffusionModel):
         for block in self.decoder_blocks:
             x = block(x, condition, tables[1], next(past), mask)
         return self.pred(self.decoder_norm(x))
+
+    def tables(self, place: slice) -> Tables:
+        """Rotary tables of the tokens at `place`."""
+        return rotary(self.encoder_blocks).own_table(place), rotary(self.decoder_blocks).own_table(place)
 
     # --- sampling ---------------------------------------------------------------------------------------
 
@@ -196,7 +206,8 @@ class XAR(ARDiffusionModel):
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
         caches = allocate_caches(blocks, len(embedding), num_stages * self.cell_tokens, embedding)
-        return XARState(embedding[:, None], caches, guidance)
+        tables = [self.tables(self.cell(stage)) for stage in range(num_stages)]
+        return XARState(embedding[:, None], caches, tables, guidance)
 
     def propose(self, state: XARState, stage: int) -> Proposal:
         if stage:
@@ -214,7 +225,7 @@ class XAR(ARDiffusionModel):
         """Puts the keys and values of a finished cell, seen at t = 0, into the caches of all branches."""
         clean = state.cells[stage].repeat(len(state.class_embedding) // len(state.cells[stage]), 1, 1)
         time = self.time_embed(clean.new_zeros(()))
-        self.velocity(clean, state.class_embedding + time, self.cell(stage), state.caches)
+        self.velocity(clean, state.class_embedding + time, state.tables[stage], self.cell(stage), state.caches)
 
     def _denoiser(self, state: XARState, stage: int, scale: float) -> Denoiser:
         """The backbone on the noisy cell, guided within the interval."""
@@ -222,21 +233,28 @@ class XAR(ARDiffusionModel):
         device = state.class_embedding.device
 
         def denoiser(nodes: Nodes) -> Step:
+            evaluate = self.bound(
+                self._evaluate, embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches,
+                stage=stage,
+            )  # fmt: skip
             times = self.time_embed(flow_times(nodes.on(device), device))
             acts = [scale != 1.0 and state.guidance.acts(t) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:
-                rows = torch.cat((x, x)) if acts[i] else x
-                condition = state.class_embedding[: len(rows)] + times[i]
-                v = self.velocity(rows, condition, self.cell(stage), state.caches)
                 if not acts[i]:
-                    return v
-                cond, null = v.chunk(2)
+                    return evaluate(x, times[i])
+                cond, null = evaluate(torch.cat((x, x)), times[i]).chunk(2)
                 return combine(cond, null, scale)
 
             return step
 
         return denoiser
+
+    def _evaluate(
+        self, x: Tensor, time: Tensor, embedding: Tensor, tables: Tables, caches: list[KVCache], stage: int
+    ) -> Tensor:
+        """Velocity of a stage's cell `x [B or G B, n, C]` at an embedded time `[w]`, with classes `[G B, 1, w]`."""
+        return self.velocity(x, embedding[: len(x)] + time, tables, self.cell(stage), caches)
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -260,7 +278,8 @@ class XAR(ARDiffusionModel):
         cells = self.class_emb(labels)[:, None] + self.time_embed(flow_times(draws.times, clean.device))
         noisy = torch.lerp(clean, draws.noise, draws.times.repeat_interleave(self.cell_tokens, dim=1)[..., None])
         tokens = cells.repeat_interleave(self.cell_tokens, dim=1)
-        return self.velocity(noisy, tokens, slice(0, clean.shape[1]), mask=self.mask)
+        place = slice(0, clean.shape[1])
+        return self.velocity(noisy, tokens, self.tables(place), place, mask=self.mask)
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None

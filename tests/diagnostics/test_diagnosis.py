@@ -12,13 +12,15 @@ from disa_framework.diagnostics.diagnosis import rank_correlation
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import watch
 from disa_framework.guidance import Guidance
-from disa_framework.models import MixtureAR
+from disa_framework.models import ARDiffusionModel, MixtureAR
+from disa_framework.models.base import Condition
 from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DPMSolverPP, Euler, LinearFlow, Uniform
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
+from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
 
 STAGES = 4
 
@@ -65,15 +67,22 @@ def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_pa
     assert [line.get_label() for line in axes.get_lines()] == names[5:]
 
 
-def test_what_is_cached_is_exact_where_it_is_refreshed_and_off_in_between() -> None:
-    module = ARDiffusionModule(tiny_mar(latent_size=8, patch_size=2), guidance=Guidance(2.0), num_stages=8)
-    found = diagnose(module, torch.arange(6) % 3, parts=["caching"], steps=3)
+@pytest.mark.parametrize(
+    ("model", "condition"),
+    [(tiny_mar(latent_size=8, patch_size=2), torch.arange(6) % 3), (tiny_harmon(TINY_VOCABULARY), PROMPTS)],
+    ids=["MAR", "Harmon"],
+)
+def test_what_is_cached_is_exact_where_it_is_refreshed_and_off_in_between(
+    model: ARDiffusionModel, condition: Condition
+) -> None:
+    module = ARDiffusionModule(model, guidance=Guidance(2.0), num_stages=8)
+    found = diagnose(module, condition, parts=["caching"], steps=3)
     for period, errors in zip((2, 4, 8), found.parts["caching"].values(), strict=True):
         assert all(error < 1e-5 for error in errors[::period])
         assert all(0 < error < 1 for stage, error in enumerate(errors) if stage % period)
         # More tokens are behind the times at every stage, until all are computed.
         assert errors[1] < max(errors[1:period]) or period == 2
-    exact = cache_errors(module, torch.arange(6) % 3, 6, [Lazy(refresh=1)], steps=3)
+    exact = cache_errors(module, condition, len(condition), [Lazy(refresh=1)], steps=3)
     assert max(exact[0]) < 1e-5
 
 

@@ -208,7 +208,7 @@ def keys_of(length: int, value: float, rows: int = B) -> Tensor:
 
 
 def test_a_cache_returns_everything_up_to_what_was_written() -> None:
-    cache = KVCache(B, h, 6, d, like=torch.empty(0))
+    cache = KVCache.empty(B, h, 6, d, like=torch.empty(0))
     cache.write(0, keys_of(2, 1.0), keys_of(2, -1.0))
     keys, values = cache.write(2, keys_of(3, 2.0), keys_of(3, -2.0))
     assert keys.shape == values.shape == (B, h, 5, d)
@@ -217,7 +217,7 @@ def test_a_cache_returns_everything_up_to_what_was_written() -> None:
 
 
 def test_a_cache_hands_out_views_of_what_was_allocated_once() -> None:
-    cache = KVCache(B, h, 6, d, like=torch.empty(0, dtype=torch.float64))
+    cache = KVCache.empty(B, h, 6, d, like=torch.empty(0, dtype=torch.float64))
     before = cache.keys.data_ptr(), cache.values.data_ptr()
     for start in range(6):
         keys, values = cache.write(start, *(torch.randn(B, h, 1, d).double() for _ in range(2)))
@@ -227,7 +227,7 @@ def test_a_cache_hands_out_views_of_what_was_allocated_once() -> None:
 
 
 def test_what_is_written_twice_is_written_once() -> None:
-    cache = KVCache(B, h, 4, d, like=torch.empty(0))
+    cache = KVCache.empty(B, h, 4, d, like=torch.empty(0))
     cache.write(0, keys_of(2, 1.0), keys_of(2, 1.0))
     first = [x.clone() for x in cache.write(2, keys_of(1, 2.0), keys_of(1, 2.0))]
     cache.write(2, keys_of(2, 9.0), keys_of(2, 9.0))  # a proposal that was not accepted
@@ -236,7 +236,7 @@ def test_what_is_written_twice_is_written_once() -> None:
 
 
 def test_a_part_of_the_rows_can_be_used() -> None:
-    cache = KVCache(2 * B, h, 4, d, like=torch.empty(0))
+    cache = KVCache.empty(2 * B, h, 4, d, like=torch.empty(0))
     cache.write(0, keys_of(1, 1.0, 2 * B), keys_of(1, 1.0, 2 * B))
     keys, values = cache.write(1, keys_of(1, 2.0), keys_of(1, 2.0))  # conditional rows alone
     assert keys.shape == values.shape == (B, h, 2, d)
@@ -248,7 +248,7 @@ def test_a_causal_layer_reads_a_sequence_in_any_pieces(pieces: tuple[int, ...]) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, x = Block(h * d, h, causal=True).eval(), torch.randn(B, 5, h * d)
-    cache, out, start = KVCache(B, h, 5, d, like=x), [], 0
+    cache, out, start = KVCache.empty(B, h, 5, d, like=x), [], 0
     with torch.inference_mode():
         for piece in x.split(pieces, dim=1):
             out.append(layer(piece, Past(cache, start)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from disa_framework import Guidance, generate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.compiling import compile_regions, missing_for_compilation
+from disa_framework.models.graphs import use_graphs
 from disa_framework.models.layers import Block
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, PerStage, StepSchedule
@@ -59,6 +60,9 @@ def test_a_compiled_model_draws_the_same_and_is_compiled_once_for_all_step_count
     known = graphs()
     assert known > 0
     draw(model, solver, Constant(11), stages)
+    use_graphs(model)  # of CUDA
+    recorded = draw(model, solver, budget, stages)
+    torch.testing.assert_close(recorded, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert graphs() == known
     assert list(model.state_dict()) == keys
 

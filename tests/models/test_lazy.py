@@ -10,86 +10,119 @@ import torch
 from torch import Tensor
 
 from disa_framework import Guidance, PhiloxNoise, generate
-from disa_framework.models import MAR
-from disa_framework.models.lazy import Lazy
+from disa_framework.models import MAR, Harmon
+from disa_framework.models.base import Condition
+from disa_framework.models.lazy import Lazy, caching
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDPM
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
+from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
+
+Masked = MAR | Harmon
 
 LABELS = torch.tensor([2, 0, 1])
 GUIDED = Guidance(3.0)
 
 
-def model() -> MAR:
+def mar() -> MAR:
     return tiny_mar(latent_size=8, patch_size=2, encoder_depth=3, decoder_depth=3)
 
 
-def draw(mar: MAR, cache: Lazy | None, **options: Any) -> Tensor:
+def harmon() -> Harmon:
+    """Draws 3x5 tokens."""
+    return tiny_harmon(TINY_VOCABULARY, depth=3, image_size=(48, 80))
+
+
+@pytest.fixture(params=[mar, harmon])
+def model(request: pytest.FixtureRequest) -> Masked:
+    return request.param()
+
+
+def asked(model: Masked) -> Condition:
+    return PROMPTS[:3] if isinstance(model, Harmon) else LABELS
+
+
+def draw(model: Masked, cache: Lazy | None, **options: Any) -> Tensor:
     settings: dict[str, Any] = {"schedule": Constant(3), "solver": DDPM(), "num_stages": 12, "guidance": GUIDED}
-    return generate(mar, **{"condition": LABELS, **settings, **options, "cache": cache})
+    return generate(model, **{"condition": asked(model), **settings, **options, "cache": cache})
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     return ((a - b).square().mean().sqrt() / b.std()).item()
 
 
+@torch.inference_mode()
+def conditioning(model: Any, cache: Lazy | None) -> list[tuple[Tensor, Tensor]]:
+    """What the head is told at each stage, asked twice, if random tokens are drawn."""
+    noise, told = PhiloxNoise(0, torch.arange(3)), []
+    with caching(model, cache):
+        state = model.begin(asked(model), 12, GUIDED, noise, 3)
+        for stage in range(12):
+            first, second = model.propose(state, stage), model.propose(state, stage)
+            told.append((first.z, second.z))
+            state = model.accept(state, second, noise.normal(stage, first.shape, 1)[0])
+    return told
+
+
 @pytest.mark.parametrize("guidance", [Guidance(), GUIDED], ids=str)
-def test_refreshed_at_every_stage_it_changes_nothing(guidance: Guidance) -> None:
-    mar = model()
-    assert distance(draw(mar, Lazy(refresh=1), guidance=guidance), draw(mar, None, guidance=guidance)) < 1e-5
+def test_refreshed_at_every_stage_it_changes_nothing(model: Masked, guidance: Guidance) -> None:
+    assert distance(draw(model, Lazy(refresh=1), guidance=guidance), draw(model, None, guidance=guidance)) < 1e-5
 
 
-def test_without_guidance_it_changes_nothing_if_all_tokens_are_computed() -> None:
-    mar, plain = model(), Guidance()
-    assert distance(draw(mar, Lazy(5, 1.0), guidance=plain), draw(mar, None, guidance=plain)) < 1e-5
+def test_without_guidance_it_changes_nothing_if_all_tokens_are_computed(model: Masked) -> None:
+    plain = Guidance()
+    assert distance(draw(model, Lazy(5, 1.0), guidance=plain), draw(model, None, guidance=plain)) < 1e-5
 
 
-def test_it_is_farther_off_the_less_is_computed() -> None:
-    mar = model()
-    exact = draw(mar, None)
-    errors = [distance(draw(mar, Lazy(refresh, 0.1)), exact) for refresh in (2, 4, 12)]
+def test_it_is_farther_off_the_less_is_computed(model: Masked) -> None:
+    exact = draw(model, None)
+    errors = [distance(draw(model, Lazy(refresh, 0.1)), exact) for refresh in (2, 4, 12)]
     assert 0 < errors[0] < errors[1] < errors[2] < 1
-    assert distance(draw(mar, Lazy(12, 0.8)), exact) < errors[2]
+    assert distance(draw(model, Lazy(12, 0.8)), exact) < errors[2]
 
 
-def test_between_refreshes_only_some_tokens_of_the_conditional_branch_are_computed() -> None:
-    mar, share, N = model(), 0.25, 16
+def test_between_refreshes_only_some_tokens_of_the_conditional_branch_are_computed(model: Masked) -> None:
+    masked, share = model.mar if isinstance(model, Harmon) else model, 0.25
     shapes: list[tuple[int, int]] = []
-    mar.decoder[-1].norm2.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape[:2])))
-    draw(mar, Lazy(4, share), num_stages=N)  # one token a stage
-    L = mar.buffer_size + N
+    masked.decoder[-1].norm2.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape[:2])))
+    draw(model, Lazy(4, share), num_stages=model.num_tokens)  # one token a stage
+    L = masked.buffer_size + model.num_tokens
     between = (3, 2 + math.floor(share * (L - 2)))  # the token to be drawn, the one drawn last, those that moved
-    assert shapes == [(6, L) if stage % 4 == 0 else between for stage in range(N)]
+    assert shapes == [(6, L) if stage % 4 == 0 else between for stage in range(model.num_tokens)]
 
 
-def test_a_stage_that_is_proposed_twice_is_the_same_twice() -> None:
-    mar = model()
-    mar.cache = Lazy(4, 0.2)
-    with torch.inference_mode():
-        noise = PhiloxNoise(0, torch.arange(3))
-        state = mar.begin(LABELS, 12, GUIDED, noise, 3)
-        for stage in range(7):
-            first, second = mar.propose(state, stage), mar.propose(state, stage)
-            assert first.z is not None and second.z is not None and torch.equal(first.z, second.z)
-            state = mar.accept(state, second, noise.normal(stage, first.shape, 1)[0])
+def test_between_refreshes_the_language_model_reads_all_that_is_visible_for_the_conditional_branch_alone() -> None:
+    model = harmon()
+    S, read = model.mar.buffer_size, list[tuple[int, int]]()
+    model.llm.model.norm.register_forward_hook(lambda _, __, out: read.append(tuple(out.shape[:2])))
+    draw(model, Lazy(4), num_stages=model.num_tokens)
+    assert read[1:] == [(3 if stage % 4 else 6, stage + S) for stage in range(model.num_tokens)]  # after the prompts
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    mar, cache = model(), Lazy(4, 0.2)
-    together = draw(mar, cache)
-    alone = draw(mar, cache, condition=LABELS[1:2], indices=torch.tensor([1]))
+def test_the_conditional_branch_is_exact_if_all_its_tokens_are_computed(model: Masked) -> None:
+    for (cached, _), (exact, _) in zip(conditioning(model, Lazy(5, 1.0)), conditioning(model, None), strict=True):
+        assert distance(cached[:3], exact[:3]) < 1e-5
+
+
+def test_a_stage_that_is_proposed_twice_is_the_same_twice(model: Masked) -> None:
+    assert all(torch.equal(first, second) for first, second in conditioning(model, Lazy(4, 0.2)))
+
+
+def test_a_sample_does_not_depend_on_its_batch(model: Masked) -> None:
+    cache = Lazy(4, 0.2)
+    together = draw(model, cache)
+    alone = draw(model, cache, condition=asked(model)[1:2], indices=torch.tensor([1]))
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
 
 
-def test_it_holds_for_one_run() -> None:
-    mar = model()
-    draw(mar, Lazy(4))
-    assert mar.cache is None
+def test_it_holds_for_one_run(model: Masked) -> None:
+    draw(model, Lazy(4), num_stages=2)
+    assert model.cache is None
 
 
 def test_models_without_a_masked_backbone_refuse() -> None:
-    with pytest.raises(ValueError, match="masked models such as MAR, XAR is none"):
+    with pytest.raises(ValueError, match="masked models such as MAR and Harmon, XAR is none"):
         generate(tiny_xar(), LABELS, schedule=Constant(2), solver=DDPM(), cache=Lazy())
 
 

@@ -74,7 +74,7 @@ def doubled_throughout(model: XAR, guidance_scale: float) -> Tensor:
                 t = 1 - i / budget[k]
                 time = model.time_embed(torch.trunc(1000 * torch.tensor(t, dtype=torch.float32)))
                 rows = x.repeat(2, 1, 1)
-                v = model.velocity(rows, state.class_embedding + time, model.cell(k), state.caches)
+                v = model.velocity(rows, state.class_embedding + time, state.tables[k], model.cell(k), state.caches)
                 x = x - combine(v[:3], v[3:], 1 + (guidance_scale - 1) * k / 3) / budget[k]
             state = model.accept(state, proposal, x)
         return model.finish(state)

@@ -14,6 +14,7 @@ from tests.models.tiny import tiny_mar
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 WORDS = "? user assistant Generate an image : . a red blue cat dog and on the moon"
 VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *WORDS.split()])}
+TINY_VOCABULARY = Vocabulary(tuple(word for word in WORDS.split() if word.isalpha()))
 PROMPTS = ["a red cat", "the moon", "a blue dog on the moon", "cat"]  # of several lengths
 
 TINY_QWEN = Qwen2(
@@ -31,10 +32,13 @@ def save_tokenizer(folder: Path) -> str:
 
 
 def tiny_harmon(
-    tokenizer: str | Vocabulary | None, std: float = 0.2, label_dropout: float = 0.1, **options: Any
+    tokenizer: str | Vocabulary | None, std: float = 0.2, label_dropout: float = 0.1, depth: int = 1, **options: Any
 ) -> Harmon:
     """In eval mode, with normal weights of this deviation; images of 64 pixels have 4x4 tokens."""
-    mar = tiny_mar(patch_size=1, latent_channels=2, decoder_width=24, label_dropout=label_dropout)
+    mar = tiny_mar(
+        patch_size=1, latent_channels=2, encoder_depth=depth, decoder_depth=depth, decoder_width=24,
+        label_dropout=label_dropout,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Harmon(mar, **{"llm": TINY_QWEN, "tokenizer": tokenizer, **options})

@@ -1,0 +1,242 @@
+"""CUDA graphs: a GPU is told once what an evaluation consists of, and then by one call instead of one a kernel.
+
+A graph computes from what lies at fixed addresses. Weights are read where they are; inputs are copied to their places
+at every call, constants once a stage. So a graph belongs to a function and to the shapes that it is given: step counts
+make no new ones, and stages of equal shapes share them. On other devices than CUDA a replay is the function itself,
+called on the copies.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+Function = Callable[..., Tensor]
+
+Tree = Any
+"""Tensors, and all else that can be hashed, in lists, tuples, dictionaries and dataclasses."""
+
+
+class Graphs:
+    """Recorded evaluations of a model.
+
+    Args:
+        most: graphs that are kept; beyond it the one is given up that was asked for the longest time ago.
+
+    Raises:
+        ValueError: none is to be kept.
+    """
+
+    def __init__(self, most: int = 512) -> None:
+        if most < 1:
+            raise ValueError(f"most must be at least 1 graph, got {most}")
+        self.most = most
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives all graphs up, as weights lie elsewhere now, or the model computes in another way."""
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._places: WeakValueDictionary[Hashable, _Places] = WeakValueDictionary()  # lives as long as its graphs
+        self._record = _Recorder()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Graphs, (self.most,)  # the copy of a model has weights of its own
+
+    def bind(self, function: Function, **constants: Tree) -> Function:
+        """`inputs -> function(*inputs, **constants)`, by a graph where `torch.inference_mode` is on.
+
+        Under autocast, which keeps rounded weights for itself and drops them, the function is simply called.
+
+        Args:
+            function: a module or a method of one, by which its graphs are found again: a function that is made anew
+                is recorded anew. What it returns depends on weights, inputs and constants alone.
+            constants: what is fixed for a stage. It is copied when an evaluation first needs it, and not again.
+        """
+        binding = object()
+        found: dict[Hashable, _Graph] = {}
+
+        def evaluate(*inputs: Tree) -> Tensor:
+            if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cuda"):
+                return function(*inputs, **constants)
+            shapes, tensors = _flat(inputs)
+            if shapes not in found:
+                found[shapes] = self._graph(function, inputs, constants)
+            graph = found[shapes]
+            if graph.constants.source is not binding:
+                graph.constants.fill(_flat(constants)[1], binding)
+            graph.inputs.fill(tensors)
+            graph.replay()
+            return graph.output.clone()  # the next replay writes there
+
+        return evaluate
+
+    def _graph(self, function: Function, inputs: Tree, constants: Tree) -> _Graph:
+        key = (function, _flat(inputs)[0], _flat(constants)[0])
+        if key not in self._graphs:
+            moving, fixed = self._placed("inputs", inputs), self._placed("constants", constants)
+            output, replay = self._record(partial(function, *moving.tree, **fixed.tree))
+            self._graphs[key] = _Graph(moving, fixed, output, replay)
+            if len(self) > self.most:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _placed(self, role: str, tree: Tree) -> _Places:
+        """Places with the tree's tensors in them; graphs that are given the same shapes share them."""
+        shapes, tensors = _flat(tree)
+        places = self._places.get((role, shapes)) or _Places(tree)
+        self._places[role, shapes] = places
+        places.fill(tensors)
+        return places
+
+
+class _Places:
+    """Where copies of a tree's tensors lie for good.
+
+    Attributes:
+        tree: of the copies.
+        source: what filled them last.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = _copied(tree)
+        self.source: object = None
+        _, self._tensors = _flat(self.tree)
+
+    def fill(self, tensors: list[Tensor], source: object = None) -> None:
+        """Puts tensors of the same shapes there."""
+        if tensors:
+            torch._foreach_copy_(self._tensors, tensors)  # in one kernel, where they are alike
+        self.source = source
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What a function does with what lies in some places, and where it leaves the result."""
+
+    inputs: _Places
+    constants: _Places
+    output: Tensor
+    replay: Callable[[], object]
+
+
+class _Recorder:
+    """Records calls of functions without arguments.
+
+    Recordings share their memory. That is safe: they are replayed one after another, what one leaves behind is copied
+    before the next begins, and nothing else in there outlives a replay.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        """Where the result will lie, and what computes it anew."""
+        out = run()
+        if not out.is_cuda:
+            return out, lambda: out.copy_(run())
+        stream = self._stream = self._stream or torch.cuda.Stream(out.device)
+        stream.wait_stream(torch.cuda.current_stream(out.device))
+        with torch.cuda.stream(stream):
+            run()  # libraries ask for memory when they first see a stream, which must not happen in a recording
+        torch.cuda.current_stream(out.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which write images meanwhile, may use the device as they like.
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+            out = run()
+        self._pool = graph.pool()
+        return out, graph.replay
+
+
+class Recorded(nn.Module):
+    """Base of modules that have evaluations recorded, where there are graphs; `use_graphs` finds them by it."""
+
+    graphs: Graphs | None = None
+
+    def bound(self, function: Function, **constants: Tree) -> Function:
+        """`inputs -> function(*inputs, **constants)`; see `Graphs.bind`."""
+        return partial(function, **constants) if self.graphs is None else self.graphs.bind(function, **constants)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.graphs is not None:
+            self.graphs.forget()  # weights are about to move
+        return super()._apply(fn, recurse)
+
+
+def use_graphs(model: nn.Module) -> None:
+    """Has a model's evaluations recorded as CUDA graphs, when they are first called."""
+    graphs = Graphs()
+    for module in _recorded(model):
+        module.graphs = graphs
+
+
+@contextmanager
+def without_graphs(model: nn.Module) -> Iterator[None]:
+    """The model as it is without graphs, for whoever watches what it computes."""
+    before = [(module, module.graphs) for module in _recorded(model)]
+    for module, _ in before:
+        module.graphs = None
+    try:
+        yield
+    finally:
+        for module, graphs in before:
+            module.graphs = graphs
+
+
+def missing_for_graphs() -> str | None:
+    """What this machine lacks, if it lacks anything."""
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
+def _recorded(model: nn.Module) -> list[Recorded]:
+    return [module for module in model.modules() if isinstance(module, Recorded)]
+
+
+# --- trees ------------------------------------------------------------------------------------------------
+
+
+def _flat(tree: Tree) -> tuple[Hashable, list[Tensor]]:
+    """All of a tree that a recording holds fast, shapes and what is no tensor, and its tensors."""
+    leaves: list[Any] = []
+    _collect(tree, leaves)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]), tensors
+
+
+def _collect(tree: Tree, leaves: list[Any]) -> None:
+    """Appends all that hangs on the branches, and what tells the branches apart."""
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+    elif isinstance(tree, list | tuple):
+        leaves.append(len(tree))
+        for branch in tree:
+            _collect(branch, leaves)
+    elif isinstance(tree, dict):
+        _collect(list(tree.items()), leaves)
+    elif is_dataclass(tree):
+        _collect(vars(tree), leaves)
+    else:
+        leaves.append(tree)
+
+
+def _copied(tree: Tree) -> Tree:
+    """The tree with copies of its tensors."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(_copied, tree))
+    if isinstance(tree, dict):
+        return {name: _copied(branch) for name, branch in tree.items()}
+    return replace(tree, **_copied(vars(tree))) if is_dataclass(tree) else tree  # type: ignore[type-var]
