@@ -45,7 +45,7 @@ LIMITS = (28, 34, 40, 48, 56, 68, 80, 96, 128)
 STAGES = (6, 7, 8, 10, 12, 16)
 STUDIES = {  # spaces, and the limits that they are searched at
     "studied": (Space(Stages(16, 1, 20)), (40, 56)),
-    "studied, stages chosen": (Space(Knots(3, 1, 20), num_stages=STAGES), (28, 34, 40, 48)),
+    "studied, stages chosen": (Space(Knots(3, 1, 20), num_stages=STAGES), (34, 48)),
 }
 PAIRS = (
     (3, 1), (4, 1), (5, 1), (4, 2), (5, 2), (6, 2), (8, 2), (10, 2), (5, 3), (8, 3), (10, 3), (15, 3), (25, 5), (50, 5),

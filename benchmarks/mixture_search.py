@@ -32,7 +32,7 @@ from disa_framework.search.adaptation import Records
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
-from disa_framework.search.space import Knots, Parametric, Space, Stages
+from disa_framework.search.space import Knots, Parametric, Setting, Space, Stages
 from disa_framework.search.study import fitted_ramps, ranked, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 
@@ -42,16 +42,14 @@ DDPM_950, FAST = DDPM(Spaced(clip=950)), DPMSolverPP(2, Spaced(clip=950))
 T = TypeVar("T")
 REFERENCE = "linear 50→5"
 
+RUNGS = (10_000, 20_000)  # with fewer samples luck decides which trials are stopped
 WARM = (1.0, 1.2)  # temperatures to choose from
 SPACES = {
     "searched, 16 groups": Space(Stages(16, 2, 150)),
     "searched, 5 knots": Space(Knots(5, 2, 150)),
-}
-WARM_SPACES = {
-    "linear 50→5, best temperature": Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM),
-    "searched, 16 groups and temperature": Space(Stages(16, 2, 150), temperature=WARM),
     "searched, 5 knots and temperature": Space(Knots(5, 2, 150), temperature=WARM),
 }
+WARM_LINEAR = Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM)
 
 Schedules = dict[str, tuple[StepSchedule, Solver]]
 
@@ -84,24 +82,30 @@ def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argp
         "learned": _timed("learning", partial(learn, profile, limit, costs)),
     }
     schedules: Schedules = {title: (schedule, solver) for title, schedule in starts.items()}
-    for title, space in (SPACES | (WARM_SPACES if isinstance(solver, DDPM) else {})).items() if options.trials else ():
-        schedules[title] = _timed(title, partial(study, module, space, limit, starts, options.trials))
+    starts |= fitted_ramps(Costs(module, analytic_cost), Setting.of(module), limit)
+    for title, space in SPACES.items() if options.trials else ():
+        if not space.temperature or isinstance(solver, DDPM):
+            schedules[title] = _timed(title, partial(study, module, space, limit, starts, options.trials))
     for signal in get_args(Signal):
         adaptive = fit_adaptive(model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal)
         schedules[f"adaptive, {signal}"] = adaptive, solver
     return {f"{title}{name}": found for title, found in schedules.items()}
 
 
+def warm_linear(model: MixtureAR, limit: int, trials: int) -> Schedules:
+    """What temperature alone does for a ramp."""
+    module, name = ARDiffusionModule(model, Linear(50, 5), DDPM_950), "linear 50→5, best temperature"
+    return {name: _timed(name, partial(study, module, WARM_LINEAR, limit, {}, trials))} if trials else {}
+
+
 def study(
     module: ARDiffusionModule, space: Space, limit: int, starts: dict[str, StepSchedule], trials: int
 ) -> tuple[StepSchedule, Solver]:
-    """What a study finds that begins with these schedules and the ramps."""
+    """What a study finds that begins with these schedules."""
     meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
     with meter.lead():
-        costs = Costs(module, analytic_cost)
-        objective = Objective(meter, costs, space, limit, (4000, 20_000))
-        ramps = fitted_ramps(costs, objective.base, limit)
-        best = objective.setting(ranked(search(objective, trials, starts=starts | ramps))[0])
+        objective = Objective(meter, Costs(module, analytic_cost), space, limit, RUNGS)
+        best = objective.setting(ranked(search(objective, trials, starts=starts))[0])
         return best.schedule, best.solver
 
 
@@ -114,6 +118,7 @@ def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[fl
         "two-stage 50, 5": (TwoStage(50, 5), DDPM_950),
         "constant 28": (Constant(28), DDPM_950),
         **found(model, DDPM_950, limit, "", options),
+        **warm_linear(model, limit, options.trials),
         "constant 13, half": (Constant(13), FAST),
         **found(model, FAST, limit // 2, ", half", options),
     }

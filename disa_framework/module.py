@@ -147,18 +147,21 @@ class ARDiffusionModule(LightningModule):
         )
         return self.tokenizer.decode(latents)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = self.model.loss(self.tokenizer.encode(images), labels)
+    def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
+    def validation_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> None:
         # The same times, masks and noise at every validation, so that losses can be compared.
-        generator = torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx)
-        loss = self.model.loss(self.tokenizer.encode(images), labels, generator)
-        self.log("val_loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+        loss = self._loss(batch, torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx))
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(batch[0]), sync_dist=True)
+
+    def _loss(self, batch: tuple[Tensor, Condition], generator: torch.Generator | None = None) -> Tensor:
+        images, condition = batch
+        if self.model.num_classes and not isinstance(condition, Tensor):
+            self.model.check_condition(condition)  # which would wait for labels on a device
+        return self.model.loss(self.tokenizer.encode(images), condition, generator)
 
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         return self.draw(batch.condition, batch.indices)

@@ -14,6 +14,7 @@ from disa_framework.cli.common import find_config
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.data.digits import CAPTIONS, digits
+from disa_framework.metrics import to_uint8
 from disa_framework.models.harmon import Vocabulary, request
 from disa_framework.schedules import Linear
 from examples.digits import draw, measure
@@ -66,7 +67,7 @@ def test_images_are_measured_as_the_digits_their_prompts_name(tmp_path: Path) ->
     settings: dict[str, Any] = {"prompts": prompts}
     folder.claim(settings)
     for index in range(30):
-        folder.write(index, firsts[9 - index % 10][index // 10])
+        folder.write(index, to_uint8(firsts[9 - index % 10][index // 10]))
     made = {"settings": settings, "num_images": 30, "labels_in_turn": None}
     folder.describe({**made, "head_evaluations_per_image": 0, "seconds_per_image": 0.0})
     assert measure(folder, "plain").agreement > 0.9
@@ -80,9 +81,18 @@ def test_a_prompt_of_unknown_words_is_refused_before_anything_is_written(checkpo
     assert not (tmp_path / "drawn").exists()
 
 
-def test_labels_are_refused_where_prompts_are_needed(tmp_path: Path) -> None:
-    args = [f"--config={CONFIG}", "--data.captions=false", f"--trainer.default_root_dir={tmp_path}"]
-    with pytest.raises(ValueError, match="Harmon draws prompts: give texts, not labels"):
+@pytest.mark.parametrize(
+    ("config", "captions", "message"),
+    [
+        (CONFIG, "false", "Harmon draws prompts: give texts, not labels"),
+        ("digits/mar", "true", "MAR draws classes: give labels, not prompts"),
+    ],
+)
+def test_data_that_ask_in_another_way_than_the_model_are_refused(
+    config: str, captions: str, message: str, tmp_path: Path
+) -> None:
+    args = [f"--config={config}", f"--data.captions={captions}", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(ValueError, match=message):
         fit([*args, "--trainer.enable_progress_bar=false"])
 
 
