@@ -109,8 +109,9 @@ def make_module(init: Namespace) -> ARDiffusionModule:
 
 
 def run(prog: str, command: Callable[[], object]) -> None:
-    """Runs a command; what a user can mend is one line on standard error and exit status 1."""
+    """Runs a command; what a user can mend is one line on standard error and exit status 1, and a warning is a line."""
     keep_freed_memory()
+    warnings.formatwarning = lambda message, *where, **line: f"{prog}: {message}\n"
     try:
         command()
     except (ValueError, OSError) as error:
