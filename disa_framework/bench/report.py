@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MIB = 2**20
+_NAME = 40  # characters of a line of a case's name in the picture
 _COLUMNS = ("case", "batch", "evaluations", "ms an image", *PARTS, "floor", "over floor", "MiB", "to the first")
 
 
@@ -32,7 +34,7 @@ def table(timings: Sequence[Timing]) -> list[list[str]]:
 def plot(timings: Sequence[Timing], axes: Axes) -> None:
     """A bar a case, made of its parts, with a mark at its floor."""
     rows = figures(timings)
-    names = [f"{row['case']}, batch {row['batch_size']}" for row in rows]
+    names = [textwrap.fill(f"{row['case']}, batch {row['batch_size']}", _NAME) for row in rows]
     left = [0.0] * len(rows)
     for part in PARTS:
         widths = [1e3 * row["parts"][part]["median"] for row in rows]
@@ -43,7 +45,8 @@ def plot(timings: Sequence[Timing], axes: Axes) -> None:
         axes.plot(*zip(*marks, strict=True), "k|", markersize=20, label="floor")
     axes.invert_yaxis()
     axes.set(xlabel="ms an image")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PARTS) + 1, fontsize="small", markerscale=0.5)
+    axes.tick_params(axis="y", labelsize="small")
+    axes.figure.legend(loc="outside upper center", ncols=len(PARTS) + 1, fontsize="small", markerscale=0.5)
 
 
 def _first(timings: Sequence[Timing], timing: Timing) -> Timing:

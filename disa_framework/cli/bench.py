@@ -59,7 +59,7 @@ def benchmark(args: Sequence[str] | None = None) -> Path:
     made = _made(config, cases[0])
     content = {**made, "cases": bench.figures(timings)}
     write_atomically(folder / "bench.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / "bench.png", picture(partial(bench.plot, timings), height=1.5 + 0.4 * len(timings)))
+    write_atomically(folder / "bench.png", picture(partial(bench.plot, timings), height=1.5 + 0.5 * len(timings)))
     print(*aligned(bench.table(timings)), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in made.items() if name != "versions"))
     print(f"all: {folder / 'bench.json'}, {folder / 'bench.png'}")
