@@ -37,7 +37,7 @@ from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import FID
 from disa_framework.search.space import Knots, Setting, Space, Stages
-from disa_framework.search.study import fitted_ramps, ranked, search
+from disa_framework.search.study import Start, fitted_constants, fitted_ramps, ranked, search
 from examples.digits import train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
@@ -114,7 +114,11 @@ def study(
     """What a study finds that begins with the ramps at this limit and the calibrated schedule."""
     costs = Costs(meter.module, analytic_cost)
     objective = Objective(meter, costs, space, limit, (options.count // 3, options.count))
-    starts = {"calibrated": calibrated} | fitted_ramps(costs, objective.base, limit)
+    starts: dict[str, Start] = {
+        "calibrated": calibrated,
+        **fitted_ramps(costs, objective.base, limit),
+        **fitted_constants(costs, objective.base, limit, space.num_stages),
+    }
     done = search(objective, options.trials, starts=starts)
     return objective.setting(ranked(done)[0])
 

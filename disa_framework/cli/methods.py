@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from disa_framework.search.report import (
     write_trials,
 )  # fmt: skip
 from disa_framework.search.space import Setting, Space
-from disa_framework.search.study import busy, counted, fitted_ramps
+from disa_framework.search.study import Start, busy, counted, fitted_constants, fitted_ramps
 from disa_framework.search.study import search as run_study
 
 _DECIDES_TRIALS = (
@@ -82,7 +82,12 @@ def _study(task: Task) -> None:
     limit = _given(task.limit)
     objective = Objective(task.meter, task.costs, task.space, limit, task.config.rungs)
     objective.check()
-    starts = _given_starts(task) | _calibrated_start(task, limit) | fitted_ramps(task.costs, objective.base, limit)
+    starts: dict[str, Start] = {
+        **_given_starts(task),
+        **_calibrated_start(task, limit),
+        **fitted_ramps(task.costs, objective.base, limit),
+        **fitted_constants(task.costs, objective.base, limit, task.space.num_stages),
+    }
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
@@ -208,7 +213,7 @@ def _given_starts(task: Task) -> dict[str, StepSchedule]:
     return starts
 
 
-def _run_study(task: Task, objective: Objective, starts: dict[str, StepSchedule]) -> Study:
+def _run_study(task: Task, objective: Objective, starts: Mapping[str, Start]) -> Study:
     config = task.config
     storage = config.storage or str(task.folder / "study.log")
     settings = {name: task.settings[name] for name in (*_DECIDES_TRIALS, "weights", "prompts")}

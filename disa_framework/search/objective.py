@@ -111,7 +111,7 @@ class Objective:
         """What a trial draws with. Finished trials can be asked again."""
         chosen = self.space.suggest(trial, self.base)
         if steps := trial.user_attrs.get("steps"):
-            return replace(self.base, schedule=PerStage(steps))
+            return replace(self.base, schedule=PerStage(steps), num_stages=len(steps))
         if self.limit is None or self.pareto or not self.space.fill:
             return chosen
         return filled(chosen, self.costs, self.limit, self.space.schedule.least)

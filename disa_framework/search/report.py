@@ -130,8 +130,8 @@ def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: S
     name = best.user_attrs.get("start")
     found.pop(name, None)
     chose_more = replace(setting, schedule=objective.base.schedule) != objective.base
-    if found and chose_more and setting.num_stages == objective.base.num_stages:
-        start = next(iter(found))
+    start = next(iter(found), None)
+    if start and chose_more and setting.num_stages == found[start].num_stages:
         found[f"{start}, else as the winner"] = replace(setting, schedule=found[start].schedule)
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
 

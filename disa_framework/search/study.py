@@ -35,6 +35,7 @@ from disa_framework.search.objective import MOST_STEPS, Costs, Objective
 from disa_framework.search.space import Setting
 
 Progress = Callable[[Study, FrozenTrial], None]
+Start = StepSchedule | Setting
 
 _TOKEN = uuid.uuid4().hex
 _UNSIGNED = timedelta(minutes=1)  # how long a trial may run before it names its process
@@ -47,7 +48,7 @@ def search(
     objective: Objective,
     trials: int = 40,
     *,
-    starts: Mapping[str, StepSchedule] | None = None,
+    starts: Mapping[str, Start] | None = None,
     storage: str | None = None,
     name: str = "disa",
     settings: Mapping[str, Any] | None = None,
@@ -60,7 +61,8 @@ def search(
         objective: what a trial is.
         trials: how many there are to be in all, of all workers and all runs. Those over the limit are not drawn
             and do not count.
-        starts: schedules to begin with, by name; they need not lie in the space.
+        starts: what to begin with, by name: schedules, or settings of which schedule and number of stages count; they
+            need not lie in the space.
         storage: as of `open_storage`; `None` keeps the study in memory.
         name: of the study within its storage.
         settings: what decides what trials find. A study that was begun with others is not gone on with.
@@ -133,6 +135,17 @@ def fitted_ramps(
     return {name: schedule for name, schedule in largest.items() if schedule is not None}
 
 
+def fitted_constants(costs: Costs, base: Setting, limit: float, num_stages: Sequence[int]) -> dict[str, Setting]:
+    """Constant schedules of other numbers of stages than the base's, with as many steps as a limit allows, by name."""
+    found = {}
+    for count in num_stages:
+        other = replace(base, num_stages=count)
+        constant = _largest(costs, other, limit, Constant)
+        if constant and count != base.num_stages:
+            found[f"Constant ({count} stages)"] = replace(other, schedule=constant)
+    return found
+
+
 def open_storage(storage: str) -> BaseStorage:
     """The storage behind a database URL (`sqlite:///study.db`), or in a journal file (`study.log`).
 
@@ -180,7 +193,7 @@ def _open_database(url: str) -> RDBStorage:
 
 
 def _open(
-    objective: Objective, storage: str | None, name: str, settings: dict[str, Any], starts: Mapping[str, StepSchedule]
+    objective: Objective, storage: str | None, name: str, settings: dict[str, Any], starts: Mapping[str, Start]
 ) -> Study:
     options: dict[str, Any] = {
         "storage": open_storage(storage) if storage else None,
@@ -210,13 +223,13 @@ def _await_starts(study: Study) -> None:
         time.sleep(0.1)
 
 
-def _enqueue(study: Study, objective: Objective, starts: Mapping[str, StepSchedule]) -> None:
+def _enqueue(study: Study, objective: Objective, starts: Mapping[str, Start]) -> None:
     """Has the starts done that nobody has done or is to do."""
     lost = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL and "error" not in t.user_attrs]
     known = {t.user_attrs.get("start") for t in study.get_trials(deepcopy=False) if t not in lost}
-    for name, schedule in starts.items():
+    for name, start in starts.items():
         if name not in known:
-            setting = replace(objective.base, schedule=schedule)
+            setting = start if isinstance(start, Setting) else replace(objective.base, schedule=start)
             # The sampler learns from them as from their nearest neighbours in the space.
             study.enqueue_trial(objective.space.encode(setting), {"start": name, "steps": setting.budget})
     study.set_user_attr("begun", True)

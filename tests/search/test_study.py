@@ -19,7 +19,16 @@ from disa_framework.schedules import Constant, Cosine, Linear, PerStage, TwoStag
 from disa_framework.search.cost import analytic_cost
 from disa_framework.search.objective import Costs
 from disa_framework.search.space import Setting, Stages
-from disa_framework.search.study import busy, counted, fitted_ramps, open_storage, over_limit, ranked, search
+from disa_framework.search.study import (
+    busy,
+    counted,
+    fitted_constants,
+    fitted_ramps,
+    open_storage,
+    over_limit,
+    ranked,
+    search,
+)
 from disa_framework.solvers import DDPM
 from tests.search.small import STAGES, Faulty, mixture_module, mixture_objective
 
@@ -64,6 +73,18 @@ def test_starts_are_drawn_as_they_are_also_if_the_space_lacks_them() -> None:
     assert study.trials[1].params == {"steps_0": 9, "steps_1": 3}
     assert objective.setting(study.trials[1]).budget == (12, 6, 4, 2)
     assert len(search(objective, 3, starts=STARTS).trials[2].params) == 2
+
+
+def test_starts_may_have_other_numbers_of_stages() -> None:
+    objective = mixture_objective(limit=24, also={"num_stages": [2, 3, 4]})
+    constants = fitted_constants(objective.costs, objective.base, 24, [2, 3, 4])
+    assert {name: start.budget for name, start in constants.items()} == {
+        "Constant (2 stages)": (12, 12), "Constant (3 stages)": (8, 8, 8),
+    }  # fmt: skip
+    assert fitted_constants(objective.costs, objective.base, 1, [2]) == {}
+    study = search(objective, 2, starts=constants)
+    assert [objective.setting(trial).key for trial in study.trials] == [start.key for start in constants.values()]
+    assert [trial.params["num_stages"] for trial in study.trials] == [2, 3]
 
 
 def test_new_starts_are_tried_when_a_study_goes_on(tmp_path: Path) -> None:
