@@ -1,6 +1,7 @@
 """Does feature caching add up with annealing?
 
     python -m benchmarks.caching [--subjects pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
+        [--start 1]
 
 Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from three training runs of
 
@@ -138,7 +139,7 @@ SUBJECTS = {
 @torch.inference_mode()
 def examine(subject: Subject, model: MAR, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Distance, and milliseconds an image, of each of `NAMES`."""
-    cache = Lazy(options.refresh, options.share)
+    cache = Lazy(options.refresh, options.share, options.start)
     modules = [
         ARDiffusionModule(model, schedule, num_stages=subject.num_stages, cache=used, seed=NOISE).eval()
         for schedule in (subject.constant, subject.annealed)
@@ -181,6 +182,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training run each")
     parser.add_argument("--refresh", type=int, default=4)
     parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--start", type=int, default=1)
     parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -42,20 +42,24 @@ class Lazy:
     Args:
         refresh: everything is at every so many stages, from the first on; 1 computes everything always.
         share: of the tokens that need not be, those that moved most, at the stages between.
+        start: stages at the beginning, at which everything is computed, too: images change most there.
     """
 
     refresh: int = 4
     share: float = 0.1
+    start: int = 1
 
     def __post_init__(self) -> None:
         if self.refresh < 1:
             raise ValueError(f"refresh must be at least 1 stage, got {self.refresh}")
+        if self.start < 1:
+            raise ValueError(f"start must be at least 1 stage, got {self.start}: there is nothing to keep before")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share of the tokens must lie in [0, 1], got {self.share}")
 
     def refreshes(self, stage: int) -> bool:
         """Whether everything is computed at a stage."""
-        return stage % self.refresh == 0
+        return stage < self.start or stage % self.refresh == 0
 
 
 def check_cache(model: nn.Module, cache: Lazy | None) -> None:

@@ -82,6 +82,12 @@ def test_it_is_farther_off_the_less_is_computed(model: Masked) -> None:
     assert distance(draw(model, Lazy(12, 0.8)), exact) < errors[2]
 
 
+def test_what_begins_later_is_less_far_off_and_changes_nothing_if_it_never_begins(model: Masked) -> None:
+    exact = draw(model, None)
+    errors = [distance(draw(model, Lazy(12, 0.1, start)), exact) for start in (1, 6, 12)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-5
+
+
 def test_between_refreshes_only_some_tokens_of_the_conditional_branch_are_computed(model: Masked) -> None:
     masked, share = model.mar if isinstance(model, Harmon) else model, 0.25
     shapes: list[tuple[int, int]] = []
@@ -126,7 +132,14 @@ def test_models_without_a_masked_backbone_refuse() -> None:
         generate(tiny_xar(), LABELS, schedule=Constant(2), solver=DDPM(), cache=Lazy())
 
 
-@pytest.mark.parametrize(("options", "message"), [((0, 0.1), "at least 1 stage, got 0"), ((2, 1.5), "got 1.5")])
-def test_bounds_are_checked(options: tuple[int, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((0, 0.1), "refresh must be at least 1 stage, got 0"),
+        ((2, 1.5), "got 1.5"),
+        ((2, 0.1, 0), "start must be at least 1 stage, got 0"),
+    ],
+)
+def test_bounds_are_checked(options: tuple[int, float, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Lazy(*options)
