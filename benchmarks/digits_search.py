@@ -103,7 +103,7 @@ def found(meter: Meter, base: Setting, labels: torch.Tensor, options: argparse.N
         settings[f"learned: {limit}"] = replace(base, schedule=learn(profile, limit, costs))
     for name, (space, limits) in STUDIES.items() if options.trials else ():
         for limit in limits:
-            calibrated = every.schedule(limit, costs, resolution=1.0)
+            calibrated = settings[f"calibrated: {limit}"].schedule
             settings[f"{name}: {limit}"] = study(meter, space, limit, calibrated, options)
     return settings
 

@@ -14,8 +14,8 @@ from jsonargparse.typing import PositiveInt
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
 from disa_framework.cli.drawing import digest_of, load, requested, with_vae
-from disa_framework.cli.methods import METHODS, WITHOUT_TRIALS, Task
 from disa_framework.cli.precision import add_precision
+from disa_framework.cli.search_methods import METHODS, WITHOUT_TRIALS, Task
 from disa_framework.data import read_prompts
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
