@@ -243,7 +243,8 @@ def _line(study: Study, trial: FrozenTrial) -> str:
     attrs = trial.user_attrs
     found = f"distance {trial.values[0]:.4g}" if trial.values else attrs.get("error", "")
     cost = f"cost {attrs['cost']:.4g}" if "cost" in attrs else ""
-    return "  ".join(filter(None, [f"{trial.number:4}", f"{state(trial):14}", cost, found, attrs.get("start", "")]))
+    origin = f"steps of {attrs['steps_of']}" if "steps_of" in attrs else attrs.get("start", "")
+    return "  ".join(filter(None, [f"{trial.number:4}", f"{state(trial):14}", cost, found, origin]))
 
 
 def _write(task: Task, setting: Setting, schedule: str, config: str) -> Path:

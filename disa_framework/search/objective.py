@@ -64,7 +64,7 @@ class Objective:
     """Called with a trial, gives its quality; with `pareto`, its quality and its cost.
 
     Every trial has the user attributes `setting` (the same for the same images), `budget` and `cost`, those that
-    began with a given schedule `start`, and those that went wrong `error`.
+    began with a given schedule `start`, those that took over steps `steps_of`, and those that went wrong `error`.
 
     Args:
         meter: draws and measures.
@@ -109,10 +109,10 @@ class Objective:
 
     def setting(self, trial: BaseTrial) -> Setting:
         """What a trial draws with. Finished trials can be asked again."""
-        chosen = self.space.suggest(trial, self.base)
+        chosen, is_start = self.space.suggest(trial, self.base), "start" in trial.user_attrs
         if steps := trial.user_attrs.get("steps"):
-            return replace(self.base, schedule=PerStage(steps), num_stages=len(steps))
-        if self.limit is None or self.pareto or not self.space.fill:
+            chosen = replace(self.base if is_start else chosen, schedule=PerStage(steps), num_stages=len(steps))
+        if is_start or self.limit is None or self.pareto or not self.space.fill:
             return chosen
         return filled(chosen, self.costs, self.limit, self.space.schedule.least)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _TIMINGS, _SHAVED = 6, 0.99
 _HEIGHT = 4.5  # of pictures, in inches
-_COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "error")
+_COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "steps_of", "error")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def write_trials(path: Path, study: Study) -> None:
         writer.writerow([
             trial.number, state(trial), trial.values[0] if trial.values else "", trial.last_step or "",
             attrs.get("cost", ""), " ".join(map(str, attrs.get("budget", ()))), attrs.get("start", ""),
-            attrs.get("error", ""), *(trial.params.get(name, "") for name in params),
+            attrs.get("steps_of", ""), attrs.get("error", ""), *(trial.params.get(name, "") for name in params),
         ])  # fmt: skip
     write_atomically(path, text.getvalue().encode())
 

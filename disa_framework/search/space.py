@@ -266,6 +266,11 @@ class Space:
     num_stages: Sequence[int] = ()
     refresh: Sequence[int] = ()
 
+    @property
+    def chooses_more(self) -> bool:
+        """Whether anything is chosen beside steps and number of stages."""
+        return bool(self.guidance or self.solvers or self.temperature or self.refresh)
+
     def check(self, base: Setting) -> None:
         """Raises a ValueError for what cannot be chosen; `base` has the rest."""
         if self.temperature and not self.temperature[0] > 0:
@@ -294,9 +299,7 @@ class Space:
 
     def encode(self, setting: Setting) -> dict[str, Any]:
         """Parameters of the choice that is most like a setting."""
-        values: dict[str, Any] = self.schedule.encode(setting.schedule, setting.num_stages)
-        if self.num_stages:
-            values["num_stages"] = min(self.num_stages, key=lambda count: abs(count - setting.num_stages))
+        values = self.encode_steps(setting)
         if self.solvers:
             values["solver"] = repr(setting.solver if setting.solver in self.solvers else self.solvers[0])
         if self.temperature and (temperature := getattr(setting.solver, "temperature", None)):
@@ -306,6 +309,13 @@ class Space:
         if self.refresh:
             period = setting.cache.refresh if setting.cache else 1
             values["refresh"] = min(self.refresh, key=lambda other: abs(other - period))
+        return values
+
+    def encode_steps(self, setting: Setting) -> dict[str, Any]:
+        """Those of schedule and number of stages alone."""
+        values: dict[str, Any] = self.schedule.encode(setting.schedule, setting.num_stages)
+        if self.num_stages:
+            values["num_stages"] = min(self.num_stages, key=lambda count: abs(count - setting.num_stages))
         return values
 
     def cheapest(self, base: Setting) -> list[Setting]:

@@ -42,6 +42,8 @@ _UNSIGNED = timedelta(minutes=1)  # how long a trial may run before it names its
 _PATIENCE = 10.0
 _OVER_LIMIT = 20  # times as many trials as there should be may be over the limit
 _UNPRUNED = 5
+_DECIDES_STEPS = ("start", "steps", "steps_of")
+_REUSE = 3  # every so many trials, one takes over steps; see `search`
 
 
 def search(
@@ -56,6 +58,9 @@ def search(
     callbacks: Sequence[Progress] = (),
 ) -> Study:
     """Runs a study, or goes on with it.
+
+    Where more is chosen than a schedule, every third trial after the starts takes the steps of the best so far and
+    chooses the rest anew: steps of a start, which need not lie in the space, get what the space offers besides.
 
     Args:
         objective: what a trial is.
@@ -82,6 +87,7 @@ def search(
         return objective(trial)
 
     while _goes_on(study, trials):
+        _reuse_steps(study, objective)
         # Also after a restart, the sampler does not repeat itself.
         study.sampler = TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
         study.optimize(take_turn, n_trials=1, catch=(Exception,), callbacks=list(callbacks))
@@ -235,6 +241,20 @@ def _enqueue(study: Study, objective: Objective, starts: Mapping[str, Start]) ->
     study.set_user_attr("begun", True)
 
 
+def _reuse_steps(study: Study, objective: Objective) -> None:
+    """Has the best steps so far drawn with the rest chosen anew, if there is more to choose and it is time to."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    begun = len(counted(study))
+    if waiting or begun % _REUSE or not objective.space.chooses_more:
+        return
+    best = sorted(study.best_trials, key=lambda t: t.values) if objective.pareto else ranked(study)[:1]
+    if best:
+        trial = best[begun // _REUSE % len(best)]
+        origin = trial.user_attrs.get("steps_of") or trial.user_attrs.get("start") or str(trial.number)
+        setting = objective.setting(trial)
+        study.enqueue_trial(objective.space.encode_steps(setting), {"steps": setting.budget, "steps_of": origin})
+
+
 def _goes_on(study: Study, trials: int) -> bool:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_abandoned(trial):
@@ -271,7 +291,8 @@ def _is_alive(pid: int) -> bool:
 def _retry(study: Study, trial: FrozenTrial) -> None:
     """Has a trial done again."""
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
-    study.enqueue_trial(params, {key: trial.user_attrs[key] for key in ("start", "steps") if key in trial.user_attrs})
+    known = trial.user_attrs
+    study.enqueue_trial(params, {name: known[name] for name in _DECIDES_STEPS if name in known})
 
 
 def _falling(ramp: Callable[[int, int], StepSchedule], fall: float, early: int) -> StepSchedule:

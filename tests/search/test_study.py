@@ -87,6 +87,30 @@ def test_starts_may_have_other_numbers_of_stages() -> None:
     assert [trial.params["num_stages"] for trial in study.trials] == [2, 3]
 
 
+@pytest.mark.parametrize("options", [{"limit": 24}, {"limit": None, "pareto": True}], ids=["one", "two objectives"])
+def test_the_best_steps_are_drawn_again_with_the_rest_chosen_anew(options: dict[str, Any], tmp_path: Path) -> None:
+    objective = mixture_objective(space=Stages(2), also={"temperature": (1.05, 1.3)}, **options)
+    at_once = search(objective, 12, starts=STARTS, seed=1)
+    reused = [t for t in at_once.trials if "steps_of" in t.user_attrs]
+    assert [t.number for t in reused] == [3, 6, 9]
+    for trial in reused:
+        before = [t for t in at_once.trials[: trial.number] if t.state == TrialState.COMPLETE]
+        origin, setting = trial.user_attrs["steps_of"], objective.setting(trial)
+        first = next(t for t in before if origin in (t.user_attrs.get("start"), str(t.number)))
+        assert first.user_attrs["budget"] == setting.budget == trial.user_attrs["budget"]
+        assert setting.solver == DDPM(temperature=trial.params["temperature"]) != objective.base.solver
+        assert objective.pareto or setting.budget == min(before, key=lambda t: t.values).user_attrs["budget"]
+    assert len({t.params["temperature"] for t in reused}) == 3
+    for trials in (4, 12):
+        parts = search(objective, trials, starts=STARTS, seed=1, storage=file(tmp_path))
+    assert facts(parts) == [(s, v, p, list(b)) for s, v, p, b in facts(at_once)]
+
+
+def test_where_a_schedule_is_all_that_is_chosen_steps_are_not_drawn_again() -> None:
+    study = search(mixture_objective(also={"num_stages": [3, 4]}), 8, starts=STARTS)
+    assert not any("steps_of" in t.user_attrs for t in study.trials)
+
+
 def test_new_starts_are_tried_when_a_study_goes_on(tmp_path: Path) -> None:
     search(mixture_objective(), 3, starts=STARTS, storage=file(tmp_path))
     study = search(mixture_objective(), 4, starts={**STARTS, "late": Linear(9, 1)}, storage=file(tmp_path))
