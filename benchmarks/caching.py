@@ -1,7 +1,7 @@
 """Does feature caching add up with annealing?
 
     python -m benchmarks.caching [--subjects pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
-        [--start 1]
+        [--start 4]
 
 Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from three training runs of
 
@@ -182,7 +182,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training run each")
     parser.add_argument("--refresh", type=int, default=4)
     parser.add_argument("--share", type=float, default=0.1)
-    parser.add_argument("--start", type=int, default=1)
+    parser.add_argument("--start", type=int, default=4)
     parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -32,7 +32,7 @@ from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
 
-LAZY = Lazy(refresh=2, share=0.2)
+LAZY = Lazy(refresh=2, share=0.2, start=1)
 
 
 def lazy_mar() -> MAR:

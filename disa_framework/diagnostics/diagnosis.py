@@ -164,7 +164,7 @@ def _time(subject: _Subject) -> Columns:
 
 
 def _caching(subject: _Subject) -> Columns:
-    model, caches = subject.module.model, [Lazy(refresh) for refresh in REFRESHES]
+    model, caches = subject.module.model, [Lazy(refresh, start=1) for refresh in REFRESHES]
     if not hasattr(model, "cache"):
         return {}
     size = min(subject.batch_size, subject.count)

@@ -42,12 +42,13 @@ class Lazy:
     Args:
         refresh: everything is at every so many stages, from the first on; 1 computes everything always.
         share: of the tokens that need not be, those that moved most, at the stages between.
-        start: stages at the beginning, at which everything is computed, too: images change most there.
+        start: stages at the beginning, at which everything is computed, too: images change most there, and nearly all
+            of the error was made there (docs/performance.md).
     """
 
     refresh: int = 4
     share: float = 0.1
-    start: int = 1
+    start: int = 4
 
     def __post_init__(self) -> None:
         if self.refresh < 1:

@@ -72,14 +72,14 @@ def test_refreshed_at_every_stage_it_changes_nothing(model: Masked, guidance: Gu
 
 def test_without_guidance_it_changes_nothing_if_all_tokens_are_computed(model: Masked) -> None:
     plain = Guidance()
-    assert distance(draw(model, Lazy(5, 1.0), guidance=plain), draw(model, None, guidance=plain)) < 1e-5
+    assert distance(draw(model, Lazy(5, 1.0, 1), guidance=plain), draw(model, None, guidance=plain)) < 1e-5
 
 
 def test_it_is_farther_off_the_less_is_computed(model: Masked) -> None:
     exact = draw(model, None)
-    errors = [distance(draw(model, Lazy(refresh, 0.1)), exact) for refresh in (2, 4, 12)]
+    errors = [distance(draw(model, Lazy(refresh, 0.1, 1)), exact) for refresh in (2, 4, 12)]
     assert 0 < errors[0] < errors[1] < errors[2] < 1
-    assert distance(draw(model, Lazy(12, 0.8)), exact) < errors[2]
+    assert distance(draw(model, Lazy(12, 0.8, 1)), exact) < errors[2]
 
 
 def test_what_begins_later_is_less_far_off_and_changes_nothing_if_it_never_begins(model: Masked) -> None:
@@ -92,7 +92,7 @@ def test_between_refreshes_only_some_tokens_of_the_conditional_branch_are_comput
     masked, share = model.mar if isinstance(model, Harmon) else model, 0.25
     shapes: list[tuple[int, int]] = []
     masked.decoder[-1].norm2.register_forward_hook(lambda _, args, __: shapes.append(tuple(args[0].shape[:2])))
-    draw(model, Lazy(4, share), num_stages=model.num_tokens)  # one token a stage
+    draw(model, Lazy(4, share, 1), num_stages=model.num_tokens)  # one token a stage
     L = masked.buffer_size + model.num_tokens
     between = (3, 2 + math.floor(share * (L - 2)))  # the token to be drawn, the one drawn last, those that moved
     assert shapes == [(6, L) if stage % 4 == 0 else between for stage in range(model.num_tokens)]
@@ -102,28 +102,28 @@ def test_between_refreshes_the_language_model_reads_all_that_is_visible_for_the_
     model = harmon()
     S, read = model.mar.buffer_size, list[tuple[int, int]]()
     model.llm.model.norm.register_forward_hook(lambda _, __, out: read.append(tuple(out.shape[:2])))
-    draw(model, Lazy(4), num_stages=model.num_tokens)
+    draw(model, Lazy(4, start=1), num_stages=model.num_tokens)
     assert read[1:] == [(3 if stage % 4 else 6, stage + S) for stage in range(model.num_tokens)]  # after the prompts
 
 
 def test_the_conditional_branch_is_exact_if_all_its_tokens_are_computed(model: Masked) -> None:
-    for (cached, _), (exact, _) in zip(conditioning(model, Lazy(5, 1.0)), conditioning(model, None), strict=True):
+    for (cached, _), (exact, _) in zip(conditioning(model, Lazy(5, 1.0, 1)), conditioning(model, None), strict=True):
         assert distance(cached[:3], exact[:3]) < 1e-5
 
 
 def test_a_stage_that_is_proposed_twice_is_the_same_twice(model: Masked) -> None:
-    assert all(torch.equal(first, second) for first, second in conditioning(model, Lazy(4, 0.2)))
+    assert all(torch.equal(first, second) for first, second in conditioning(model, Lazy(4, 0.2, 1)))
 
 
 def test_a_sample_does_not_depend_on_its_batch(model: Masked) -> None:
-    cache = Lazy(4, 0.2)
+    cache = Lazy(4, 0.2, 1)
     together = draw(model, cache)
     alone = draw(model, cache, condition=asked(model)[1:2], indices=torch.tensor([1]))
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
 
 
 def test_it_holds_for_one_run(model: Masked) -> None:
-    draw(model, Lazy(4), num_stages=2)
+    draw(model, Lazy(4, start=1), num_stages=2)
     assert model.cache is None
 
 
