@@ -8,6 +8,7 @@ called on the copies.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,8 @@ class Graphs:
     def bind(self, function: Function, **constants: Tree) -> Function:
         """`inputs -> function(*inputs, **constants)`, by a graph where `torch.inference_mode` is on.
 
-        Under autocast, which keeps rounded weights for itself and drops them, the function is simply called.
+        Under autocast, which keeps rounded weights for itself and drops them, the function is called, and a warning
+        says so.
 
         Args:
             function: a module or a method of one, by which its graphs are found again: a function that is made anew
@@ -67,7 +69,10 @@ class Graphs:
         found: dict[Hashable, _Graph] = {}
 
         def evaluate(*inputs: Tree) -> Tensor:
-            if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cuda"):
+            if torch.is_autocast_enabled("cuda"):
+                warnings.warn("drawing without CUDA graphs, as under mixed precision weights do not stay", stacklevel=2)
+                return function(*inputs, **constants)
+            if not torch.is_inference_mode_enabled():
                 return function(*inputs, **constants)
             shapes, tensors = _flat(inputs)
             if shapes not in found:
