@@ -37,7 +37,7 @@ from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import FID
 from disa_framework.search.space import Knots, Setting, Space, Stages
-from disa_framework.search.study import Start, fitted_constants, fitted_ramps, ranked, search
+from disa_framework.search.study import Start, choose, fitted_constants, fitted_ramps, search
 from examples.digits import train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
@@ -119,8 +119,7 @@ def study(
         **fitted_ramps(costs, objective.base, limit),
         **fitted_constants(costs, objective.base, limit, space.num_stages),
     }
-    done = search(objective, options.trials, starts=starts)
-    return objective.setting(ranked(done)[0])
+    return objective.setting(choose(search(objective, options.trials, starts=starts), objective))
 
 
 def merged(runs: Sequence[dict[str, tuple[int, float, Setting]]]) -> dict[str, Point]:

@@ -33,7 +33,7 @@ from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
 from disa_framework.search.space import Knots, Parametric, Setting, Space, Stages
-from disa_framework.search.study import fitted_ramps, ranked, search
+from disa_framework.search.study import choose, fitted_ramps, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 
 STAGES, PROJECTIONS, SAMPLES = 16, 128, 3000
@@ -105,7 +105,7 @@ def study(
     meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
     with meter.lead():
         objective = Objective(meter, Costs(module, analytic_cost), space, limit, RUNGS)
-        best = objective.setting(ranked(search(objective, trials, starts=starts))[0])
+        best = objective.setting(choose(search(objective, trials, starts=starts), objective))
         return best.schedule, best.solver
 
 

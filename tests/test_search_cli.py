@@ -47,7 +47,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
 ) -> None:
     PerStage([9, 7, 4, 2]).save(tmp_path / "mine.yaml")
     chosen = ["--space.guidance", "[1, 2]", "--space.solvers+", "DDPM", "--space.num_stages", "[4, 3]"]
-    chosen += ["--space.temperature", "[1.1, 1.2]"]
+    chosen += ["--space.temperature", "[1.1, 1.2]", "--finalists", "1"]
     starts = ["--starts", f"[{tmp_path}/mine.yaml]"]
     folder = search([*SMALL, *chosen, *starts, "--evaluations", "24", "--output", str(tmp_path / "found")])
     out = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
 
 
 def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    timed = [*SMALL, "--speedup", "2", "--unit", "seconds", "--output", str(tmp_path), "--trials"]
+    timed = [*SMALL, "--speedup", "1.3", "--unit", "seconds", "--output", str(tmp_path), "--trials"]
     url = f"sqlite:///{tmp_path}/mine.db"
     folder = search([*timed, "3", "--storage", url])
     cost = next(folder.glob("cost-*.json")).read_bytes()

@@ -105,6 +105,7 @@ def _make_parser() -> ArgumentParser:
     add("--rungs", type=list[int], default=list(RUNGS), help="Numbers of images after which poor trials are stopped.")
     add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
     add("--seeds", type=PositiveInt, default=3, help="Seeds of the final comparison, none of which the study used.")
+    add("--finalists", type=PositiveInt, default=5, help="Best trials that are drawn twice more before one is chosen.")
     add("--starts", type=list[str], default=[], help="Files of schedules to begin with, besides the hand-made ramps.")
     add_precision(parser)
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")

@@ -29,7 +29,6 @@ from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.report import (
     candidates,
-    choose,
     compare,
     meeting_the_limit,
     state,
@@ -39,7 +38,17 @@ from disa_framework.search.report import (
     write_trials,
 )  # fmt: skip
 from disa_framework.search.space import Setting, Space
-from disa_framework.search.study import Start, busy, counted, fitted_constants, fitted_ramps
+from disa_framework.search.study import (
+    AGAIN,
+    Start,
+    busy,
+    check_drawn,
+    choose,
+    counted,
+    fitted_constants,
+    fitted_ramps,
+    ranked,
+)  # fmt: skip
 from disa_framework.search.study import search as run_study
 
 _DECIDES_TRIALS = (
@@ -91,10 +100,14 @@ def _study(task: Task) -> None:
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
-    best = choose(study)
+    finalists, seeds = task.config.finalists, task.config.seeds
+    with tqdm(total=AGAIN * min(finalists, len(ranked(study))), unit="draw", desc="finalists") as bar:
+        best = choose(study, objective, finalists, bar.update)
     setting = meeting_the_limit(objective, objective.setting(best))
     _write(task, setting, "best_schedule", "best_config")
-    rows = compare(study, objective, candidates(study, objective, best, setting), task.config.seeds)
+    compared = candidates(study, objective, best, setting)
+    with tqdm(total=seeds * len(compared), unit="draw", desc="comparison") as bar:
+        rows = compare(study, objective, compared, seeds, bar.update)
     budgets = {row.name: row.setting.budget for row in rows}
     title = f"Step schedules within {limit:.4g} {objective.unit} per image"
     write_page(task.folder / "report.html", study, objective, rows, budgets, title)
@@ -116,9 +129,8 @@ def _pareto(task: Task) -> None:
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
+    check_drawn(study)
     front = sorted(study.best_trials, key=lambda trial: trial.values[1])
-    if not front:
-        choose(study)  # says why
     budgets = {}
     for place, trial in enumerate(front):
         setting, (distance, cost) = objective.setting(trial), trial.values

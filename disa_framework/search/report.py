@@ -9,7 +9,7 @@ import csv
 import io
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -25,7 +25,7 @@ from disa_framework.page import picture
 from disa_framework.schedules import Budget
 from disa_framework.search.objective import Objective, filled
 from disa_framework.search.space import Setting
-from disa_framework.search.study import over_limit, ranked
+from disa_framework.search.study import measured, over_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,18 +82,6 @@ class Row(Measured):
     latency: float | None
 
 
-def choose(study: Study) -> FrozenTrial:
-    """The best trial.
-
-    Raises:
-        ValueError: if none was drawn to its end.
-    """
-    if trials := ranked(study):
-        return trials[0]
-    errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-    raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
-
-
 def meeting_the_limit(objective: Objective, setting: Setting) -> Setting:
     """The setting; where costs are seconds, with as many of its steps as meet the limit when it is timed.
 
@@ -148,19 +136,25 @@ def _standing(trial: FrozenTrial) -> tuple[bool, float]:
     return stopped, trial.intermediate_values[max(trial.intermediate_values)] if stopped else trial.values[0]
 
 
-def compare(study: Study, objective: Objective, settings: Mapping[str, Setting], seeds: int) -> list[Row]:
-    """Measures settings with noise that no trial has seen; what the study has measured before is not drawn again.
+def compare(
+    study: Study,
+    objective: Objective,
+    settings: Mapping[str, Setting],
+    seeds: int,
+    progress: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """Measures settings with noise that has decided nothing; what the study has measured before is not drawn again.
 
     Args:
         seeds: how many.
+        progress: called when a setting has been measured with a seed.
     """
-    first, count = objective.meter.module.seed + 1, objective.rungs[-1]
+    first = objective.meter.module.seed + 1
 
     def distance(setting: Setting, seed: int) -> float:
-        name = f"{setting.key} with seed {seed}"
-        if name not in study.user_attrs:
-            study.set_user_attr(name, objective.meter.measure(setting, count, seed))
-        return study.user_attrs[name]
+        found = measured(study, objective, setting, seed)
+        progress()
+        return found
 
     return [
         Row(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import sys
 import time
 import uuid
@@ -36,6 +37,9 @@ from disa_framework.search.space import Setting
 
 Progress = Callable[[Study, FrozenTrial], None]
 Start = StepSchedule | Setting
+
+AGAIN = 2
+"""Times that a finalist is drawn again."""
 
 _TOKEN = uuid.uuid4().hex
 _UNSIGNED = timedelta(minutes=1)  # how long a trial may run before it names its process
@@ -121,6 +125,48 @@ def ranked(study: Study) -> list[FrozenTrial]:
     for trial in within:
         best.setdefault(trial.user_attrs["setting"], trial)
     return list(best.values())
+
+
+def choose(
+    study: Study, objective: Objective, finalists: int = 5, progress: Callable[[], object] = lambda: None
+) -> FrozenTrial:
+    """The trial that is best on average when the best few are drawn with other noise, too: some are there by luck.
+
+    Args:
+        finalists: how many are drawn again; 1 takes the study at its word.
+        progress: called when one has been measured with a seed.
+
+    Raises:
+        ValueError: if no trial was drawn to its end.
+    """
+    check_drawn(study)
+    best, seed = ranked(study)[:finalists], objective.meter.module.seed
+    if len(best) == 1:
+        return best[0]
+
+    def distance(trial: FrozenTrial) -> float:
+        found = [trial.values[0]]
+        for i in range(1, 1 + AGAIN):  # neither a trial nor the comparison has these seeds
+            found.append(measured(study, objective, objective.setting(trial), seed - i))
+            progress()
+        return statistics.mean(found)
+
+    return min(best, key=distance)
+
+
+def check_drawn(study: Study) -> None:
+    """Raises a ValueError that says why, if no trial was drawn to its end."""
+    if not ranked(study):
+        errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+        raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
+
+
+def measured(study: Study, objective: Objective, setting: Setting, seed: int) -> float:
+    """The distance of a setting, which the study keeps."""
+    name = f"{setting.key} with seed {seed}"
+    if name not in study.user_attrs:
+        study.set_user_attr(name, objective.meter.measure(setting, objective.rungs[-1], seed))
+    return study.user_attrs[name]
 
 
 def fitted_ramps(

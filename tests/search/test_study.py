@@ -21,6 +21,7 @@ from disa_framework.search.objective import Costs
 from disa_framework.search.space import Setting, Stages
 from disa_framework.search.study import (
     busy,
+    choose,
     counted,
     fitted_constants,
     fitted_ramps,
@@ -140,6 +141,20 @@ def test_the_best_come_first_and_each_once() -> None:
     best = ranked(study)
     assert [t.values for t in best] == sorted(t.values for t in best) and best[0].value == study.best_value
     assert len({t.user_attrs["setting"] for t in best}) == len(best)
+
+
+def test_the_winner_is_the_best_on_average_when_the_best_few_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = mixture_objective()
+    study = search(objective, 10, starts=STARTS)
+    finalists, done = ranked(study)[:4], list[int]()
+    winner = choose(study, objective, 4, lambda: done.append(1))
+    again = [[objective.meter.measure(objective.setting(t), 96, seed) for seed in (-1, -2)] for t in finalists]
+    means = {t.number: t.values[0] + sum(others) for t, others in zip(finalists, again, strict=True)}
+    assert winner.number == min(means, key=means.__getitem__) and len(done) == 8
+    assert winner.number != finalists[0].number  # which was lucky
+    monkeypatch.setattr(objective.meter, "measure", None)
+    assert choose(study, objective, 4).number == winner.number  # the study remembers
+    assert choose(study, objective, 1).number == finalists[0].number
 
 
 def test_a_study_with_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
