@@ -4,8 +4,9 @@
                                [--products pytorch] [--compile] [--refresh 4]
 
 Draws the same images by `generate` and by the plain samplers of benchmarks/reference.py, in turn, with the same random
-weights and noise: batch 4, width 256, guidance 3. Prints seconds (median and range), the ratio of each pair of runs
-(median and range) beside its target, and how far outputs are apart, relative to the largest value.
+weights and noise: batch 4, width 256, guidance 3. Prints seconds (median and range), how many of them go from noise to
+tokens (head), the rest being the backbone's, the ratio of each pair of runs (median and range) beside its target, and
+how far outputs are apart, relative to the largest value.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from disa_framework import Guidance, generate, keep_freed_memory
+from disa_framework import Guidance, generate, generation, keep_freed_memory
 from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR, linear
 from disa_framework.models.compiling import compile_regions
 from disa_framework.models.lazy import Lazy
@@ -101,17 +104,45 @@ def measure(family: Family, options: argparse.Namespace) -> str:
     for steps in budget:
         family.solver.table(model.process, steps)
     times: list[list[float]] = [[], []]
+    heads: list[list[float]] = [[], []]
     apart = 0.0
     for turn in range(options.repeats):
         drawn: dict[int, Tensor] = {}
         for which in (0, 1) if turn % 2 else (1, 0):
-            start = clock()
-            drawn[which] = samplers[which](budget)
-            times[which].append(clock() - start)
+            with _clocked(*_HEADS[which], clock) as spent:
+                start = clock()
+                drawn[which] = samplers[which](budget)
+                times[which].append(clock() - start)
+            heads[which].append(sum(spent))
         apart = max(apart, ((drawn[0] - drawn[1]).abs().max() / drawn[1].abs().max()).item())
     ratios = [ours / plain for ours, plain in zip(*times, strict=True)]
-    cells = [family.name, *(f"{_spread(seconds)} s" for seconds in times), _spread(ratios), f"{family.target}"]
-    return "| " + " | ".join([*cells, f"{apart:.0e}"]) + " |"
+    spent_on = [
+        text
+        for whole, head in zip(times, heads, strict=True)
+        for text in (f"{_spread(whole)} s", f"{statistics.median(head):.3g} s")
+    ]
+    return "| " + " | ".join([family.name, *spent_on, _spread(ratios), f"{family.target}", f"{apart:.0e}"]) + " |"
+
+
+_HEADS = ((generation, "sample_stage"), (reference, "_integrate"))  # what goes from noise to tokens, ours and plain
+
+
+@contextmanager
+def _clocked(module: ModuleType, name: str, clock: Callable[[], float]) -> Iterator[list[float]]:
+    """Seconds of each call of a module's function, for a while."""
+    function, spent = getattr(module, name), list[float]()
+
+    def timed(*args: Any, **options: Any) -> Any:
+        start = clock()
+        result = function(*args, **options)
+        spent.append(clock() - start)
+        return result
+
+    setattr(module, name, timed)
+    try:
+        yield spent
+    finally:
+        setattr(module, name, function)
 
 
 def _samplers(
@@ -164,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> None:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     runs = f"{options.repeats} pair(s) of runs, {options.clock} time"
     print(f"batch {BATCH}, float32, {options.threads} thread(s), {products}, {runs}, {versions}\n")
-    print("| family | generate | plain | ratio | target | apart |\n|---|---|---|---|---|---|")
+    print(f"| family | generate | its head | plain | its head | ratio | target | apart |\n|{'---|' * 8}")
     for name in options.families:
         print(measure(FAMILIES[name], options), flush=True)
 

@@ -97,9 +97,10 @@ class Table:
             out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
             m = _sum((row.P, x), (row.Q, out))
             x = _sum((row.A, x), (row.B, m), (row.C, m1), (row.D, m2))
-            if row.S:
-                scale = row.S * torch.exp(row.R * value) if value is not None and row.R else row.S
-                x = x + scale * noise[i + 1]
+            if row.S and value is not None and row.R:
+                x = torch.addcmul(x, torch.exp(row.R * value), noise[i + 1], value=row.S)
+            elif row.S:
+                x = torch.add(x, noise[i + 1], alpha=row.S)
             m1, m2 = m, m1
         return x.to(head_dtype)
 
@@ -110,7 +111,9 @@ def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
     for factor, tensor in terms:
         if factor == 0 or tensor is None:
             continue
-        scaled = tensor if factor == 1 else factor * tensor
-        total = scaled if total is None else total + scaled
+        if total is None:
+            total = tensor if factor == 1 else factor * tensor
+        else:
+            total = torch.add(total, tensor, alpha=factor)
     assert total is not None, "a row must depend on something"
     return total
