@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from disa_framework.callbacks.archive import Pixels, open_archive, write_archive
-from disa_framework.files import write_atomically
+from disa_framework.files import differing, write_atomically
 
 Format = Literal["png", "npz", "both"]
 """What a finished run keeps: PNG files, the archive `samples.npz`, or both."""
@@ -79,7 +79,7 @@ class SampleFolder:
             for leftover in self.path.glob(pattern):
                 leftover.unlink(missing_ok=True)
         if self.manifest.exists():
-            self._compare(json.loads(json.dumps(settings)))
+            self._compare(settings)
         elif self.finished():
             raise ValueError(f"{self.path} holds images that nothing describes: choose another --output")
         else:
@@ -163,9 +163,9 @@ class SampleFolder:
             known = dict(json.loads(self.manifest.read_text())["settings"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.manifest} is damaged: delete {self.path} or choose another --output") from error
-        if differing := sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)):
+        if names := differing(known, settings):
             raise ValueError(
-                f"{self.path} holds images made with other settings ({', '.join(differing)} differ; see "
+                f"{self.path} holds images made with other settings ({names} differ; see "
                 f"{self.manifest}): choose another --output, or delete the folder"
             )
 

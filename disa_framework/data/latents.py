@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from disa_framework.data.indexed import DamagedFileError, IndexedData, Item, Items
-from disa_framework.files import write_atomically
+from disa_framework.files import differing, write_atomically
 from disa_framework.models.autoencoder import sample_posterior
 
 _NAME = re.compile(r"(\d{6,})\.safetensors")
@@ -61,15 +61,13 @@ class LatentsFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        settings = json.loads(json.dumps(settings))
         if not self.finished():
             return write_atomically(self.manifest, (json.dumps(settings, indent=2) + "\n").encode())
         if not self.manifest.exists():
             raise ValueError(f"{self.path} holds latents that nothing describes: choose another folder")
-        known = self.settings()
-        if differing := sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k)):
+        if names := differing(self.settings(), settings):
             raise ValueError(
-                f"{self.path} holds latents made with other settings ({', '.join(differing)} differ; see "
+                f"{self.path} holds latents made with other settings ({names} differ; see "
                 f"{self.manifest}): choose another folder, or delete it"
             )
 

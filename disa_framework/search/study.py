@@ -7,7 +7,6 @@ that there are: a study that was killed does not repeat itself.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import statistics
@@ -31,6 +30,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from disa_framework.files import differing
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.search.objective import MOST_STEPS, Costs, Objective
 from disa_framework.search.space import Setting
@@ -82,7 +82,7 @@ def search(
         ValueError: if no schedule meets the limit, or the study has other settings.
     """
     objective.check()
-    study = _open(objective, storage, name, json.loads(json.dumps(settings or {})), starts or {})
+    study = _open(objective, storage, name, dict(settings or {}), starts or {})
 
     def take_turn(trial: Trial) -> float | tuple[float, float]:
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN})
@@ -259,9 +259,9 @@ def _open(
         study = optuna.load_study(**options)
         _await_starts(study)
         known = study.user_attrs.get("settings", settings)
-        if other := sorted(key for key in known.keys() | settings.keys() if known.get(key) != settings.get(key)):
+        if names := differing(known, settings):
             raise ValueError(
-                f"the study {name!r} in {storage} was begun with other settings ({', '.join(other)} differ): choose "
+                f"the study {name!r} in {storage} was begun with other settings ({names} differ): choose "
                 "another storage or study name"
             ) from None
     _enqueue(study, objective, starts)
