@@ -14,7 +14,8 @@ import argparse
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, get_args
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from disa_framework import generate
 from disa_framework.models import MixtureAR
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
+from disa_framework.schedules import Constant, Cosine, Linear, TwoStage
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search import analytic_cost, fit_adaptive, learn, measure_profile
 from disa_framework.search.adaptation import Records
@@ -33,7 +34,7 @@ from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
 from disa_framework.search.space import Knots, Parametric, Setting, Space, Stages
-from disa_framework.search.study import choose, fitted_ramps, search
+from disa_framework.search.study import Start, choose, fitted_ramps, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 
 STAGES, PROJECTIONS, SAMPLES = 16, 128, 3000
@@ -43,15 +44,17 @@ T = TypeVar("T")
 REFERENCE = "linear 50→5"
 
 RUNGS = (10_000, 20_000)  # with fewer samples luck decides which trials are stopped
+FEWER = (13, 14, 15)  # numbers of stages to choose from, besides
 WARM = (1.0, 1.2)  # temperatures to choose from
 SPACES = {
     "searched, 16 groups": Space(Stages(16, 2, 150)),
     "searched, 5 knots": Space(Knots(5, 2, 150)),
     "searched, 5 knots and temperature": Space(Knots(5, 2, 150), temperature=WARM),
+    "searched, 5 knots and stages": Space(Knots(5, 2, 150), num_stages=(*FEWER, STAGES)),
 }
 WARM_LINEAR = Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM)
 
-Schedules = dict[str, tuple[StepSchedule, Solver]]
+Settings = dict[str, Setting]
 
 
 class Truth:
@@ -70,69 +73,87 @@ class Truth:
         return self.mixture.distance(latents.flatten(1))
 
 
-def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argparse.Namespace) -> Schedules:
-    """Schedules from data, at most `limit` head evaluations each."""
+def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argparse.Namespace) -> Settings:
+    """Settings from data, at most `limit` head evaluations each."""
     module = ARDiffusionModule(model, Constant(limit // STAGES), solver)
+    base = Setting.of(module)
     profile = _timed("profile", partial(measure_profile, model, solver=solver, batch_size=SAMPLES))
     every = profile.every_step()
     costs = analytic_cost(module).stage_costs(every.menu)
     calibrated = every.schedule(limit, costs, resolution=1.0)
-    starts: dict[str, StepSchedule] = {
-        "calibrated": calibrated,
-        "learned": _timed("learning", partial(learn, profile, limit, costs)),
+    starts: dict[str, Start] = {
+        "calibrated": replace(base, schedule=calibrated),
+        "learned": replace(base, schedule=_timed("learning", partial(learn, profile, limit, costs))),
     }
-    schedules: Schedules = {title: (schedule, solver) for title, schedule in starts.items()}
-    starts |= fitted_ramps(Costs(module, analytic_cost), Setting.of(module), limit)
-    for title, space in SPACES.items() if options.trials else ():
-        if not space.temperature or isinstance(solver, DDPM):
-            schedules[title] = _timed(title, partial(study, module, space, limit, starts, options.trials))
+    settings = {title: start for title, start in starts.items() if isinstance(start, Setting)}
+    starts |= fitted_ramps(Costs(module, analytic_cost), base, limit)
+    for title, space in _spaces(solver).items() if options.trials else ():
+        more = {f"calibrated, {K} stages": _calibrated(base, model, K, limit) for K in FEWER if space.num_stages}
+        settings |= more
+        settings[title] = _timed(title, partial(study, module, space, limit, more | starts, options.trials))
     for signal in get_args(Signal):
         adaptive = fit_adaptive(model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal)
-        schedules[f"adaptive, {signal}"] = adaptive, solver
-    return {f"{title}{name}": found for title, found in schedules.items()}
+        settings[f"adaptive, {signal}"] = replace(base, schedule=adaptive)
+    return {f"{title}{name}": found for title, found in settings.items()}
 
 
-def warm_linear(model: MixtureAR, limit: int, trials: int) -> Schedules:
+def _spaces(solver: Solver) -> dict[str, Space]:
+    """What is searched: temperature and number of stages with DDPM alone, where steps are not enough."""
+    plain = {title: space for title, space in SPACES.items() if not (space.temperature or space.num_stages)}
+    return SPACES if isinstance(solver, DDPM) else plain
+
+
+def _calibrated(base: Setting, model: MixtureAR, num_stages: int, limit: int) -> Setting:
+    """At another number of stages."""
+    setting = replace(base, num_stages=num_stages)
+    with setting.applied(ARDiffusionModule(model)) as module:
+        profile = measure_profile(model, solver=base.solver, num_stages=num_stages, batch_size=SAMPLES).every_step()
+        costs = analytic_cost(module).stage_costs(profile.menu)
+    return replace(setting, schedule=profile.schedule(limit, costs, resolution=1.0))
+
+
+def warm_linear(model: MixtureAR, limit: int, trials: int) -> Settings:
     """What temperature alone does for a ramp."""
     module, name = ARDiffusionModule(model, Linear(50, 5), DDPM_950), "linear 50→5, best temperature"
     return {name: _timed(name, partial(study, module, WARM_LINEAR, limit, {}, trials))} if trials else {}
 
 
 def study(
-    module: ARDiffusionModule, space: Space, limit: int, starts: dict[str, StepSchedule], trials: int
-) -> tuple[StepSchedule, Solver]:
-    """What a study finds that begins with these schedules."""
+    module: ARDiffusionModule, space: Space, limit: int, starts: Mapping[str, Start], trials: int
+) -> Setting:
+    """What a study finds that begins with these."""
     meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
     with meter.lead():
         objective = Objective(meter, Costs(module, analytic_cost), space, limit, RUNGS)
-        best = objective.setting(choose(search(objective, trials, starts=starts), objective))
-        return best.schedule, best.solver
+        return objective.setting(choose(search(objective, trials, starts=starts), objective))
 
 
 def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Evaluations and distance above the floor of each schedule."""
     limit = sum(DDPM_950.evaluations(model.process, steps) for steps in Linear(50, 5).budget(STAGES))
-    schedules: Schedules = {
-        REFERENCE: (Linear(50, 5), DDPM_950),
-        "cosine 50→5": (Cosine(50, 5), DDPM_950),
-        "two-stage 50, 5": (TwoStage(50, 5), DDPM_950),
-        "constant 28": (Constant(28), DDPM_950),
+    base = Setting.of(ARDiffusionModule(model, Linear(50, 5), DDPM_950))
+    settings: Settings = {
+        REFERENCE: base,
+        "cosine 50→5": replace(base, schedule=Cosine(50, 5)),
+        "two-stage 50, 5": replace(base, schedule=TwoStage(50, 5)),
+        "constant 28": replace(base, schedule=Constant(28)),
         **found(model, DDPM_950, limit, "", options),
         **warm_linear(model, limit, options.trials),
-        "constant 13, half": (Constant(13), FAST),
+        "constant 13, half": replace(base, schedule=Constant(13), solver=FAST),
         **found(model, FAST, limit // 2, ", half", options),
     }
     truth, results = Truth(model, options.count), {}
-    for name, (schedule, solver) in schedules.items():
+    for name, setting in settings.items():
         distances, seen = [], Records()
         for seed in NOISE:
             drawn = generate(
-                model, batch_size=options.count, schedule=schedule, solver=solver, seed=seed, observers=[seen]
-            )
+                model, batch_size=options.count, schedule=setting.schedule, solver=setting.solver,
+                num_stages=setting.num_stages, seed=seed, observers=[seen],
+            )  # fmt: skip
             distances.append(truth.distance(drawn))
         evaluations = sum(record.evaluations for record in seen.records) / len(NOISE)
         results[name] = (evaluations, statistics.mean(distances) - truth.floor)
-        print(f"  {name:32} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[:STAGES]}", flush=True)
+        print(f"  {name:32} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[: setting.num_stages]}", flush=True)
     return results
 
 
