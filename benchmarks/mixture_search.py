@@ -30,6 +30,7 @@ from disa_framework.schedules import Constant, Cosine, Linear, TwoStage
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search import analytic_cost, fit_adaptive, learn, measure_profile
 from disa_framework.search.adaptation import Records
+from disa_framework.search.calibration import Profile
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
@@ -77,18 +78,15 @@ def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argp
     """Settings from data, at most `limit` head evaluations each."""
     module = ARDiffusionModule(model, Constant(limit // STAGES), solver)
     base = Setting.of(module)
-    profile = _timed("profile", partial(measure_profile, model, solver=solver, batch_size=SAMPLES))
-    every = profile.every_step()
-    costs = analytic_cost(module).stage_costs(every.menu)
-    calibrated = every.schedule(limit, costs, resolution=1.0)
-    starts: dict[str, Start] = {
-        "calibrated": replace(base, schedule=calibrated),
+    profile, costs, calibrated = _timed("profile", partial(_calibrate, model, solver, STAGES, limit))
+    settings: Settings = {
+        "calibrated": calibrated,
         "learned": replace(base, schedule=_timed("learning", partial(learn, profile, limit, costs))),
     }
-    settings = {title: start for title, start in starts.items() if isinstance(start, Setting)}
-    starts |= fitted_ramps(Costs(module, analytic_cost), base, limit)
+    starts: dict[str, Start] = {**settings, **fitted_ramps(Costs(module, analytic_cost), base, limit)}
     for title, space in _spaces(solver).items() if options.trials else ():
-        more = {f"calibrated, {K} stages": _calibrated(base, model, K, limit) for K in FEWER if space.num_stages}
+        fewer = FEWER if space.num_stages else ()
+        more = {f"calibrated, {K} stages": _calibrate(model, solver, K, limit)[-1] for K in fewer}
         settings |= more
         settings[title] = _timed(title, partial(study, module, space, limit, more | starts, options.trials))
     for signal in get_args(Signal):
@@ -103,13 +101,16 @@ def _spaces(solver: Solver) -> dict[str, Space]:
     return SPACES if isinstance(solver, DDPM) else plain
 
 
-def _calibrated(base: Setting, model: MixtureAR, num_stages: int, limit: int) -> Setting:
-    """At another number of stages."""
-    setting = replace(base, num_stages=num_stages)
-    with setting.applied(ARDiffusionModule(model)) as module:
-        profile = measure_profile(model, solver=base.solver, num_stages=num_stages, batch_size=SAMPLES).every_step()
-        costs = analytic_cost(module).stage_costs(profile.menu)
-    return replace(setting, schedule=profile.schedule(limit, costs, resolution=1.0))
+def _calibrate(
+    model: MixtureAR, solver: Solver, num_stages: int, limit: int
+) -> tuple[Profile, list[list[float]], Setting]:
+    """What was measured, costs of its stages, and the calibrated setting."""
+    module = ARDiffusionModule(model, solver=solver, num_stages=num_stages)
+    profile = measure_profile(model, solver=solver, num_stages=num_stages, batch_size=SAMPLES)
+    every = profile.every_step()
+    costs = analytic_cost(module).stage_costs(every.menu)
+    setting = replace(Setting.of(module), schedule=every.schedule(limit, costs, resolution=1.0))
+    return profile, costs, setting
 
 
 def warm_linear(model: MixtureAR, limit: int, trials: int) -> Settings:

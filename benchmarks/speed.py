@@ -88,6 +88,7 @@ FAMILIES = {
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_HEADS = ((generation, "sample_stage"), (reference, "_integrate"))  # what goes from noise to tokens, ours and plain
 
 
 def measure(family: Family, options: argparse.Namespace) -> str:
@@ -123,8 +124,6 @@ def measure(family: Family, options: argparse.Namespace) -> str:
     ]
     return "| " + " | ".join([family.name, *spent_on, _spread(ratios), f"{family.target}", f"{apart:.0e}"]) + " |"
 
-
-_HEADS = ((generation, "sample_stage"), (reference, "_integrate"))  # what goes from noise to tokens, ours and plain
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def _study(task: Task) -> None:
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
-    finalists, seeds = task.config.finalists, task.config.seeds
-    with tqdm(total=AGAIN * min(finalists, len(ranked(study))), unit="draw", desc="finalists") as bar:
+    finalists, seeds = min(task.config.finalists, len(ranked(study))), task.config.seeds
+    with tqdm(total=AGAIN * finalists, unit="draw", desc="finalists", disable=finalists < 2) as bar:
         best = choose(study, objective, finalists, bar.update)
     setting = meeting_the_limit(objective, objective.setting(best))
     _write(task, setting, "best_schedule", "best_config")

@@ -164,6 +164,7 @@ def _time(subject: _Subject) -> Columns:
 
 
 def _caching(subject: _Subject) -> Columns:
+    # From the first stage on, which tells how long everything has to be computed.
     model, caches = subject.module.model, [Lazy(refresh, start=1) for refresh in REFRESHES]
     if not hasattr(model, "cache"):
         return {}

@@ -69,10 +69,10 @@ class Graphs:
         found: dict[Hashable, _Graph] = {}
 
         def evaluate(*inputs: Tree) -> Tensor:
+            if not torch.is_inference_mode_enabled():
+                return function(*inputs, **constants)
             if torch.is_autocast_enabled("cuda"):
                 warnings.warn("drawing without CUDA graphs, as under mixed precision weights do not stay", stacklevel=2)
-                return function(*inputs, **constants)
-            if not torch.is_inference_mode_enabled():
                 return function(*inputs, **constants)
             shapes, tensors = _flat(inputs)
             if shapes not in found:

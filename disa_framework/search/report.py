@@ -150,17 +150,11 @@ def compare(
         progress: called when a setting has been measured with a seed.
     """
     first = objective.meter.module.seed + 1
-
-    def distance(setting: Setting, seed: int) -> float:
-        found = measured(study, objective, setting, seed)
-        progress()
-        return found
-
     return [
         Row(
             name,
             setting,
-            tuple(distance(setting, seed) for seed in range(first, first + seeds)),
+            tuple(measured(study, objective, setting, seed, progress) for seed in range(first, first + seeds)),
             objective.costs(setting),
             _latency(objective, setting),
         )

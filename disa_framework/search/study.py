@@ -145,11 +145,9 @@ def choose(
         return best[0]
 
     def distance(trial: FrozenTrial) -> float:
-        found = [trial.values[0]]
-        for i in range(1, 1 + AGAIN):  # neither a trial nor the comparison has these seeds
-            found.append(measured(study, objective, objective.setting(trial), seed - i))
-            progress()
-        return statistics.mean(found)
+        setting, seeds = objective.setting(trial), range(seed - AGAIN, seed)  # neither trials nor the comparison have
+        again = [measured(study, objective, setting, other, progress) for other in seeds]
+        return statistics.mean([trial.values[0], *again])
 
     return min(best, key=distance)
 
@@ -161,11 +159,14 @@ def check_drawn(study: Study) -> None:
         raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
 
 
-def measured(study: Study, objective: Objective, setting: Setting, seed: int) -> float:
-    """The distance of a setting, which the study keeps."""
+def measured(
+    study: Study, objective: Objective, setting: Setting, seed: int, progress: Callable[[], object]
+) -> float:
+    """The distance of a setting, which the study keeps; `progress` is called when it is known."""
     name = f"{setting.key} with seed {seed}"
     if name not in study.user_attrs:
         study.set_user_attr(name, objective.meter.measure(setting, objective.rungs[-1], seed))
+    progress()
     return study.user_attrs[name]
 
 
@@ -289,8 +290,8 @@ def _enqueue(study: Study, objective: Objective, starts: Mapping[str, Start]) ->
 
 def _reuse_steps(study: Study, objective: Objective) -> None:
     """Has the best steps so far drawn with the rest chosen anew, if there is more to choose and it is time to."""
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    begun = len(counted(study))
+    trials = study.get_trials(deepcopy=False)
+    waiting, begun = any(t.state == TrialState.WAITING for t in trials), len(trials)
     if waiting or begun % _REUSE or not objective.space.chooses_more:
         return
     best = sorted(study.best_trials, key=lambda t: t.values) if objective.pareto else ranked(study)[:1]

@@ -107,6 +107,14 @@ def test_the_best_steps_are_drawn_again_with_the_rest_chosen_anew(options: dict[
     assert facts(parts) == [(s, v, p, list(b)) for s, v, p, b in facts(at_once)]
 
 
+def test_steps_that_are_over_the_limit_with_the_rest_do_not_use_the_study_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = mixture_objective(fill=False, also={"temperature": (1.05, 1.3)})
+    base = objective.base.solver  # with any other solver, each step costs twice as much
+    monkeypatch.setattr(objective, "costs", lambda setting: sum(setting.budget) * (1 if setting.solver == base else 2))
+    study = search(objective, 8, starts=STARTS)
+    assert len(counted(study)) == 8 and any(over_limit(t) for t in study.trials if "steps_of" in t.user_attrs)
+
+
 def test_where_a_schedule_is_all_that_is_chosen_steps_are_not_drawn_again() -> None:
     study = search(mixture_objective(also={"num_stages": [3, 4]}), 8, starts=STARTS)
     assert not any("steps_of" in t.user_attrs for t in study.trials)
