@@ -26,11 +26,10 @@ from torch import Tensor
 from disa_framework import generate
 from disa_framework.models import MixtureAR
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import Constant, Cosine, Linear, TwoStage
+from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search import analytic_cost, fit_adaptive, learn, measure_profile
 from disa_framework.search.adaptation import Records
-from disa_framework.search.calibration import Profile
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Costs, Objective
 from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
@@ -51,7 +50,8 @@ SPACES = {
     "searched, 16 groups": Space(Stages(16, 2, 150)),
     "searched, 5 knots": Space(Knots(5, 2, 150)),
     "searched, 5 knots and temperature": Space(Knots(5, 2, 150), temperature=WARM),
-    "searched, 5 knots and stages": Space(Knots(5, 2, 150), num_stages=(*FEWER, STAGES)),
+    "searched, 5 knots and stages": Space(Knots(5, 2, 150), num_stages=(STAGES, *FEWER)),
+    "searched, 5 knots, temperature, stages": Space(Knots(5, 2, 150), temperature=WARM, num_stages=(STAGES, *FEWER)),
 }
 WARM_LINEAR = Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM)
 
@@ -77,18 +77,13 @@ class Truth:
 def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argparse.Namespace) -> Settings:
     """Settings from data, at most `limit` head evaluations each."""
     module = ARDiffusionModule(model, Constant(limit // STAGES), solver)
-    base = Setting.of(module)
-    profile, costs, calibrated = _timed("profile", partial(_calibrate, model, solver, STAGES, limit))
-    settings: Settings = {
-        "calibrated": calibrated,
-        "learned": replace(base, schedule=_timed("learning", partial(learn, profile, limit, costs))),
-    }
-    starts: dict[str, Start] = {**settings, **fitted_ramps(Costs(module, analytic_cost), base, limit)}
-    for title, space in _spaces(solver).items() if options.trials else ():
-        fewer = FEWER if space.num_stages else ()
-        more = {f"calibrated, {K} stages": _calibrate(model, solver, K, limit)[-1] for K in fewer}
-        settings |= more
-        settings[title] = _timed(title, partial(study, module, space, limit, more | starts, options.trials))
+    base, spaces = Setting.of(module), _spaces(solver) if options.trials else {}
+    counts = {STAGES: None} | {K: None for space in spaces.values() for K in space.num_stages}
+    settings = {title: found for K in counts for title, found in _from_profile(model, solver, K, limit).items()}
+    ramps, profiled = fitted_ramps(Costs(module, analytic_cost), base, limit), list(settings.items())
+    for title, space in spaces.items():
+        starts = {of: start for of, start in profiled if start.num_stages in (space.num_stages or (STAGES,))}
+        settings[title] = _timed(title, partial(study, module, space, limit, {**starts, **ramps}, options.trials))
     for signal in get_args(Signal):
         adaptive = fit_adaptive(model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal)
         settings[f"adaptive, {signal}"] = replace(base, schedule=adaptive)
@@ -101,16 +96,19 @@ def _spaces(solver: Solver) -> dict[str, Space]:
     return SPACES if isinstance(solver, DDPM) else plain
 
 
-def _calibrate(
-    model: MixtureAR, solver: Solver, num_stages: int, limit: int
-) -> tuple[Profile, list[list[float]], Setting]:
-    """What was measured, costs of its stages, and the calibrated setting."""
-    module = ARDiffusionModule(model, solver=solver, num_stages=num_stages)
-    profile = measure_profile(model, solver=solver, num_stages=num_stages, batch_size=SAMPLES)
+def _from_profile(model: MixtureAR, solver: Solver, num_stages: int, limit: int) -> Settings:
+    """What is found without trials."""
+    module, stages = ARDiffusionModule(model, solver=solver, num_stages=num_stages), f"{num_stages} stages"
+    measure = partial(measure_profile, model, solver=solver, num_stages=num_stages, batch_size=SAMPLES)
+    profile = _timed(f"profile, {stages}", measure)
     every = profile.every_step()
     costs = analytic_cost(module).stage_costs(every.menu)
-    setting = replace(Setting.of(module), schedule=every.schedule(limit, costs, resolution=1.0))
-    return profile, costs, setting
+    schedules: dict[str, StepSchedule] = {
+        "calibrated": every.schedule(limit, costs, resolution=1.0),
+        "learned": _timed(f"learning, {stages}", partial(learn, profile, limit, costs)),
+    }
+    fewer = f", {stages}" if num_stages != STAGES else ""
+    return {f"{title}{fewer}": replace(Setting.of(module), schedule=found) for title, found in schedules.items()}
 
 
 def warm_linear(model: MixtureAR, limit: int, trials: int) -> Settings:
@@ -154,7 +152,7 @@ def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[fl
             distances.append(truth.distance(drawn))
         evaluations = sum(record.evaluations for record in seen.records) / len(NOISE)
         results[name] = (evaluations, statistics.mean(distances) - truth.floor)
-        print(f"  {name:32} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[: setting.num_stages]}", flush=True)
+        print(f"  {name:38} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[: setting.num_stages]}", flush=True)
     return results
 
 

@@ -49,11 +49,14 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
     chosen = ["--space.guidance", "[1, 2]", "--space.solvers+", "DDPM", "--space.num_stages", "[4, 3]"]
     chosen += ["--space.temperature", "[1.1, 1.2]", "--finalists", "1"]
     starts = ["--starts", f"[{tmp_path}/mine.yaml]"]
+    found = ["Calibrated", "Learned", "Calibrated (3 stages)", "Learned (3 stages)"]
     folder = search([*SMALL, *chosen, *starts, "--evaluations", "24", "--output", str(tmp_path / "found")])
     out = capsys.readouterr().out
     assert "winner" in out and "baseline" in out and "8 trials: " in out
     rows = trials(folder)
-    assert [row["start"] for row in rows[:3]] == ["mine (given)", "Calibrated", "Constant"] and len(rows) == 8
+    assert [row["start"] for row in rows[:5]] == ["mine (given)", *found]
+    assert [len(row["budget"].split()) for row in rows[:5]] == [4, 4, 4, 3, 3] and len(rows) == 8
+    assert len(list(folder.glob("profile-*.safetensors"))) == 2
     assert all(float(row["cost"]) <= 24 for row in rows)
     assert (folder / "report.html").read_text().count("data:image/png") == 3
 
@@ -108,12 +111,16 @@ def test_a_schedule_is_found_without_trials(
     assert ("images, up to" in capsys.readouterr().out) == (method == "adapt")
 
 
-def test_a_study_begins_with_the_calibrated_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_begins_with_calibrated_and_learned_schedules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = search([*SMALL, "--evaluations", "40", "--profile_samples", "100", "--output", str(tmp_path)])
-    assert "Calibrated" in [row["start"] for row in trials(folder)]
+    assert [row["start"] for row in trials(folder)][:2] == ["Calibrated", "Learned"]
     few = [*SMALL, "--evaluations", "6", "--output", str(tmp_path / "few"), "--trials", "1"]
     search(few)
-    assert "beginning without a calibrated schedule: no budget costs at most 6" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "beginning without a calibrated schedule: no budget costs at most 6" in out
+    assert "beginning without a learned schedule: no budget costs at most 6" in out
 
 
 def test_a_front_has_a_schedule_for_every_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +168,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (["--evaluations", "9", "--storage", "nosuch://x"], "cannot open the storage nosuch://x"),
         (["--evaluations", "9", "--labels", "[4]"], "labels must lie in 0 … 0"),
         (["--evaluations", "9", "--num_stages", "40"], "num_stages must lie in 1 … 16"),
+        (["--evaluations", "9", "--space.num_stages", "[4, 40]"], "must lie in 1 … 16 for this model, got 40"),
+        (["--method", "pareto", "--space.num_stages", "[0]"], "must lie in 1 … 16 for this model, got 0"),
     ],
 )
 def test_what_cannot_be_searched_is_one_line(options: list[str], message: str, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from disa_framework.search.space import Setting, Space
 
 _SEARCH = """Finds the step schedule that draws the best images within a limit. The methods:
 
-  study      an Optuna study of images drawn and measured; it begins with hand-made ramps and the calibrated schedule
+  study      an Optuna study of images drawn and measured; it begins with hand-made ramps and what the next two find
   pareto     the same for all costs at once
   calibrate  measures how far few steps at each stage shift what is drawn, and solves for the best budget; no images
   learn      learns steps from that same profile by gradient, heeding in which direction each stage shifts
@@ -90,7 +90,7 @@ def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-search", _SEARCH)
     add = parser.add_argument
     add("--method", choices=list(METHODS), default="study", help="How the schedule is found, see above.")
-    add("--calibrate", type=bool, default=True, help="Begin a study with the calibrated schedule, too.")
+    add("--calibrate", type=bool, default=True, help="Begin a study with calibrated and learned schedules, too.")
     add("--signal", choices=list(get_args(Signal)), default="error", help="Adaptive schedule: what it goes by.")
     add("--profile_samples", type=PositiveInt, default=500, help="Calibration: samples drawn together.")
     add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")

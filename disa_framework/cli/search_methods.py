@@ -93,7 +93,7 @@ def _study(task: Task) -> None:
     objective.check()
     starts: dict[str, Start] = {
         **_given_starts(task),
-        **_calibrated_start(task, limit),
+        **_profiled_starts(task, limit),
         **fitted_ramps(task.costs, objective.base, limit),
         **fitted_constants(task.costs, objective.base, limit, task.space.num_stages),
     }
@@ -118,14 +118,15 @@ def _study(task: Task) -> None:
 def _pareto(task: Task) -> None:
     """The best schedule for every cost."""
     objective = Objective(task.meter, task.costs, task.space, task.limit, task.config.rungs, pareto=True)
-    starts = _given_starts(task)
+    objective.check()
+    starts: dict[str, Start] = {**_given_starts(task)}
     highest = task.limit or task.costs(objective.base)
     lowest = min(map(task.costs, task.space.cheapest(objective.base)))
     for i in range(_FRONT):
         limit = lowest * (highest / lowest) ** ((i + 1) / _FRONT)
         ramps = fitted_ramps(task.costs, objective.base, limit, falls=(10.0,))
-        ramps |= _calibrated_start(task, limit)
-        starts |= {f"{name} at {limit:.3g}": schedule for name, schedule in ramps.items()}
+        found = {**ramps, **_profiled_starts(task, limit)}
+        starts |= {f"{name} at {limit:.3g}": start for name, start in found.items()}
     study = _run_study(task, objective, starts)
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
@@ -141,47 +142,51 @@ def _pareto(task: Task) -> None:
     print(f"{summary(study)}; more: {task.folder / 'report.html'}")
 
 
-def _calibrated(task: Task, limit: float) -> StepSchedule:
+def _calibrated(task: Task, limit: float, base: Setting) -> StepSchedule:
     """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
-    cost, profile = task.costs.model(Setting.of(task.meter.module)), _profile(task).every_step()
+    cost, profile = task.costs.model(base), _profile(task, base).every_step()
     resolution = 1.0 if cost.unit == "evaluations" else max((limit - cost.fixed) / _CELLS, 1e-9)
     front = profile.front(cost.stage_costs(profile.menu), cost.fixed, resolution=resolution)
     return PerStage(best_within(front, limit).budget)
 
 
-def _calibrated_start(task: Task, limit: float) -> dict[str, StepSchedule]:
-    """The calibrated schedule by its name, where one is asked for and to be had."""
-    if not task.config.calibrate:
-        return {}
-    try:
-        return {"Calibrated": _calibrated(task, limit)}
-    except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
-        print(f"beginning without a calibrated schedule: {error}")
-        return {}
-
-
-def _learned(task: Task, limit: float) -> StepSchedule:
+def _learned(task: Task, limit: float, base: Setting) -> StepSchedule:
     """The schedule that shifts what is drawn least, by what all stages' shifts add up to."""
-    cost, profile = task.costs.model(Setting.of(task.meter.module)), _profile(task)
+    cost, profile = task.costs.model(base), _profile(task, base)
     costs = cost.stage_costs(profile.every_step().menu)
     return learn(profile, limit - cost.fixed, costs, seed=task.config.seed, progress_bar=True)
 
 
-def _adapted(task: Task, limit: float) -> StepSchedule:
+def _adapted(task: Task, limit: float, base: Setting) -> StepSchedule:
     """The adaptive schedule that spends the limit on a batch."""
-    module, config = task.meter.module, task.config
+    config = task.config
     with task.meter.on_device():
         return fit_adaptive(
-            module.model, _asked(task, config.batch_size), limit=limit, solver=module.solver,
-            cost=task.costs.model(Setting.of(module)), signal=config.signal, guidance=module.guidance,
-            num_stages=module.num_stages, batch_size=config.batch_size, seed=config.seed,
+            task.meter.module.model, _asked(task, config.batch_size), limit=limit, solver=base.solver,
+            cost=task.costs.model(base), signal=config.signal, guidance=base.guidance,
+            num_stages=base.num_stages, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
+
+
+def _profiled_starts(task: Task, limit: float) -> dict[str, Start]:
+    """What is found without images for all numbers of stages, by name, where that is asked for and to be had."""
+    base = Setting.of(task.meter.module)
+    starts: dict[str, Start] = {}
+    for count in dict.fromkeys((base.num_stages, *task.space.num_stages)) if task.config.calibrate else ():
+        setting, stages = replace(base, num_stages=count), f" ({count} stages)" if count != base.num_stages else ""
+        for name, find in {"Calibrated": _calibrated, "Learned": _learned}.items():
+            try:
+                starts[f"{name}{stages}"] = replace(setting, schedule=find(task, limit, setting))
+            except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
+                print(f"beginning without a {name.lower()} schedule{stages}: {error}")
+    return starts
 
 
 def _find(task: Task) -> None:
     """A schedule that is found without images."""
-    schedule = WITHOUT_TRIALS[task.config.method](task, _given(task.limit))
-    setting = replace(Setting.of(task.meter.module), schedule=schedule)
+    base = Setting.of(task.meter.module)
+    schedule = WITHOUT_TRIALS[task.config.method](task, _given(task.limit), base)
+    setting = replace(base, schedule=schedule)
     print(f"{schedule}: {_write(task, setting, 'best_schedule', 'best_config')}")
 
 
@@ -200,18 +205,19 @@ def _asked(task: Task, count: int) -> Condition | None:
     return condition[order] if isinstance(condition, Tensor) else [condition[i] for i in order.tolist()]
 
 
-def _profile(task: Task) -> Profile:
-    """What each stage's steps are worth, measured once."""
-    module, config = task.meter.module, task.config
-    decides = json.dumps([task.settings[name] for name in _DECIDES_PROFILE])
+def _profile(task: Task, base: Setting) -> Profile:
+    """What each stage's steps are worth, measured once for a number of stages."""
+    config, stages = task.config, base.num_stages
+    settings = {**task.settings, "num_stages": stages}
+    decides = json.dumps([settings[name] for name in _DECIDES_PROFILE])
     path = task.folder / f"profile-{hashlib.sha256(decides.encode()).hexdigest()[:8]}.safetensors"
     if path.exists():
         return Profile.load(path)
-    with tqdm(total=module.num_stages, unit="stage", desc="calibration") as bar, task.meter.on_device():
+    with tqdm(total=stages, unit="stage", desc=f"calibration, {stages} stages") as bar, task.meter.on_device():
         profile = measure_profile(
-            module.model, _asked(task, config.profile_samples), solver=module.solver, guidance=module.guidance,
-            num_stages=module.num_stages,
-            menu=config.profile_menu, batch_size=config.profile_samples, stride=config.profile_stride, seed=config.seed,
+            task.meter.module.model, _asked(task, config.profile_samples), solver=base.solver,
+            guidance=base.guidance, num_stages=stages, menu=config.profile_menu, batch_size=config.profile_samples,
+            stride=config.profile_stride, seed=config.seed,
             progress=lambda done, _: bar.update(done - bar.n) and None,
         )  # fmt: skip
     profile.save(path)
@@ -286,7 +292,7 @@ def _written(part: Any) -> Any:
     return {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": options}
 
 
-WITHOUT_TRIALS: dict[str, Callable[[Task, float], StepSchedule]] = {
+WITHOUT_TRIALS: dict[str, Callable[[Task, float, Setting], StepSchedule]] = {
     "calibrate": _calibrated,
     "learn": _learned,
     "adapt": _adapted,

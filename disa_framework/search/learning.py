@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from disa_framework.schedules import PerStage
 from disa_framework.search.calibration import Profile, between
@@ -103,8 +103,10 @@ def learn(
     start = _affordable(table, limit)
     scale = table.shift(start, profile.shifts).sum(dim=0).abs().mean().item()
     learner = _Learner(table, max(scale, 1e-12), limit, start)
-    order = torch.Generator().manual_seed(seed)
-    data = DataLoader(TensorDataset(profile.shifts.permute(2, 0, 1)), _BATCH, shuffle=True, generator=order)
+    quantiles = TensorDataset(profile.shifts.permute(2, 0, 1).contiguous())
+    order = RandomSampler(quantiles, generator=torch.Generator().manual_seed(seed))
+    # A batch is one look-up: putting it together of single quantiles takes longer than learning from it.
+    data = DataLoader(quantiles, batch_size=None, sampler=BatchSampler(order, _BATCH, drop_last=False))
     with torch.inference_mode(False), torch.enable_grad():
         Trainer(
             accelerator="cpu", devices=1, max_epochs=_EPOCHS, logger=False, enable_checkpointing=False,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial, TrialState
 
+from disa_framework.generation import check_request
 from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage
@@ -100,6 +101,8 @@ class Objective:
     def check(self) -> None:
         """Raises a ValueError for what cannot be chosen, and one that names the cheapest cost if that is too much."""
         self.space.check(self.base)
+        for count in self.space.num_stages:
+            check_request(self.meter.module.model, count, None)
         least = min(map(self.costs, self.space.cheapest(self.base)))
         if self.limit is not None and least > self.limit:
             raise ValueError(
