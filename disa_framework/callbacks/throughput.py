@@ -8,23 +8,26 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+Moment = float | torch.cuda.Event
+
 
 class Throughput(Callback):
-    """Times predict batches, decoder included and device synchronised.
+    """Times predict batches, decoder included.
 
-    The first batch warms up and does not count, unless it is the only one.
+    CUDA devices note the time themselves, so that the host goes on to the next batch; others are waited for. The first
+    batch warms up and does not count, unless it is the only one.
     """
 
     def __init__(self) -> None:
-        self.batches: list[tuple[int, float]] = []
-        self._start = 0.0
+        self._batches: list[tuple[int, Moment, Moment]] = []
+        self._start: Moment = 0.0
 
     @property
     def seconds_per_image(self) -> float | None:
-        """Of this process; `None` if it has drawn nothing."""
-        counted = self.batches[1:] or self.batches
-        images = sum(count for count, _ in counted)
-        return sum(seconds for _, seconds in counted) / images if images else None
+        """Of this process; `None` if it has drawn nothing. Waits until what it has drawn is there."""
+        counted = self._batches[1:] or self._batches
+        images = sum(count for count, _, _ in counted)
+        return sum(_seconds(start, end) for _, start, end in counted) / images if images else None
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -40,10 +43,22 @@ class Throughput(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.batches.append((len(batch.indices), _now(pl_module.device) - self._start))
+        self._batches.append((len(batch.indices), self._start, _now(pl_module.device)))
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device) -> Moment:
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def _seconds(start: Moment, end: Moment) -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
