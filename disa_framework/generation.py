@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa_framework.devices import bring
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.models.lazy import Lazy, caching
@@ -95,7 +96,7 @@ def generate(
     if len(places) != count:
         raise ValueError(f"{count} samples need {count} indices, got {len(places)}")
     source = PhiloxNoise(seed, places, model.device) if noise is None else noise
-    asked = condition.to(model.device) if isinstance(condition, Tensor) else condition
+    asked = bring(condition, model.device) if isinstance(condition, Tensor) else condition
     for observer in observers:
         observer.begin(model, stages, count)
     budget = schedule.budget(stages)

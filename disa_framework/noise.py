@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from disa_framework.devices import bring
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -56,7 +58,7 @@ class PhiloxNoise:
         if outside.any():
             raise ValueError(f"indices must lie in 0 … 2**32 - 1, got {indices[outside][0].item()}")
         self.seed = seed
-        self.indices = indices.to(device=device, dtype=torch.int64)
+        self.indices = bring(indices.to(torch.int64), torch.device(device))
 
     def normal(
         self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32

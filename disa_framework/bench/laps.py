@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa_framework.devices import wait_for
 from disa_framework.guidance import Guidance
 from disa_framework.models import ARDiffusionModel, Tokenizer
 from disa_framework.models.base import Condition, Proposal
@@ -60,8 +61,7 @@ class Laps:
 
 def read(clock: Clock, device: torch.device) -> float:
     """Seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return clock()
 
 

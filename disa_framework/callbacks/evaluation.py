@@ -42,4 +42,4 @@ class Evaluation(Callback):
         # A process without work of its own draws the first batch, which the first process draws, too: see RequestData.
         copied = not trainer.is_global_zero and int(batch.indices[0]) == 0
         own = slice(0 if copied else None)
-        self.features.update(images[own], batch.indices[own])
+        self.features.update(images[own], batch.indices[own].to(images.device))

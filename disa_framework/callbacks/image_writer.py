@@ -77,7 +77,7 @@ class _OnTheWay:
         cuda = images.is_cuda  # whose copies to the host go to pinned memory, and are not waited for
         self._pixels = to_uint8(images).to("cpu", non_blocking=cuda)
         self._finite = images.isfinite().all().to("cpu", non_blocking=cuda)
-        self._indices = indices.to("cpu", non_blocking=cuda)
+        self._indices = indices
         self._arrived = torch.cuda.current_stream(images.device).record_event() if cuda else None
 
     def write(self, place: int, folder: SampleFolder) -> None:

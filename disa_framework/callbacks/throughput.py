@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from disa_framework.devices import wait_for
+
 Moment = float | torch.cuda.Event
 
 
@@ -51,8 +53,7 @@ def _now(device: torch.device) -> Moment:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
         return event
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    wait_for(device)
     return time.perf_counter()
 
 

@@ -92,6 +92,9 @@ class RequestData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Request]:
         return DataLoader(_Requests(self.pending), batch_size=None)
 
+    def transfer_batch_to_device(self, batch: Request, device: torch.device, dataloader_idx: int) -> Request:
+        return batch  # what is asked for is checked: on the device that would wait for the batch before
+
     def _request(self, places: range) -> Request:
         asked = None if self.condition is None else self.condition[places.start : places.stop]
         return Request(torch.tensor(places), asked)

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from disa_framework.devices import wait_for
 from disa_framework.files import write_atomically
 from disa_framework.generation import Observer, StageRecord
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
@@ -238,8 +239,7 @@ class _Stopwatch(Observer):
 
     def press(self) -> None:
         """Waits for the device, then reads the clock."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         self.times.append(self.clock())
 
     def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:

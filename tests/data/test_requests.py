@@ -129,3 +129,8 @@ def test_sizes_below_1_are_refused(options: dict[str, Any]) -> None:
 def test_a_condition_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="4 images need as many labels or prompts, got 3"):
         RequestData(4, torch.arange(3))
+
+
+def test_requests_stay_on_the_host_where_they_are_checked() -> None:
+    request = Request(torch.arange(3), torch.tensor([1, 0, 2]))
+    assert RequestData(3).transfer_batch_to_device(request, torch.device("meta"), 0) is request
