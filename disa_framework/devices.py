@@ -17,3 +17,8 @@ def wait_for(device: torch.device) -> None:
     """Returns when a device has done all that it was given."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
+
+
+def name_of(device: torch.device) -> str:
+    """What kind of device it is."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

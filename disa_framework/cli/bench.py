@@ -24,6 +24,7 @@ from disa_framework.cli.common import instantiate, make_module, make_parser, par
 from disa_framework.cli.drawing import load, requested, with_vae
 from disa_framework.cli.precision import add_precision, settle_precision
 from disa_framework.cli.report import aligned
+from disa_framework.devices import name_of
 from disa_framework.files import write_atomically
 from disa_framework.module import ARDiffusionModule
 from disa_framework.page import picture
@@ -180,7 +181,7 @@ def _made(config: Namespace, case: Case) -> dict[str, Any]:
     """What the times were taken with."""
     device = case.device
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": name_of(device),
         "dtype": str(case.module.model.dtype).removeprefix("torch."),
         "precision": str(config.trainer.precision),
         "threads": torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,15 @@ def load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
         apply_weights(model, load_weights(ckpt_path), ckpt_path)
     elif any(True for _ in model.parameters()):
         raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
+
+
+def settings_of(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
+    """All options, with weights by what they are, wherever they come from."""
+    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
+    options = (whole["tokenizer"] or {}).get("init_args", {})
+    if options.get("weights"):
+        options["weights"] = digest_of(load_weights(options["weights"]))
+    return {**whole, "precision": whole["trainer"]["precision"], "weights": digest_of(model.state_dict())}
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

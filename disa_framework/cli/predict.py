@@ -15,15 +15,14 @@ from torch import Tensor
 
 from disa_framework.callbacks import Evaluation, ImageWriter, SampleFolder, Throughput
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import classes, digest_of, load, with_vae
+from disa_framework.cli.drawing import classes, digest_of, load, settings_of, with_vae
 from disa_framework.cli.precision import add_precision
 from disa_framework.cli.report import report
 from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
 from disa_framework.metrics.evaluation import Comparison, collect, describe, figures
 from disa_framework.metrics.feature_set import FeatureSet
-from disa_framework.models import ARDiffusionModel, Identity
-from disa_framework.models.checkpoint import load_weights
+from disa_framework.models import Identity
 from disa_framework.module import ARDiffusionModule
 
 _PREDICT = """Draws images with an autoregressive image generator with a diffusion head.
@@ -42,6 +41,7 @@ A run that was stopped goes on where it was when it is started again, unless it 
 _GRID = 100
 _DECIDES_PIXELS = (
     "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "cache", "seed", "labels", "images_per_class",
+    "precision", "weights",
 )  # fmt: skip
 _NOTHING = "none"  # to keep
 
@@ -59,8 +59,10 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     _check(module, data)
     evaluations = module.evaluations()
     load(module.model, config.ckpt_path)
+    settings = settings_of(parser, config, module.model)
+    asked = [prompt["prompt"] for prompt in prompts] or None
     made = {
-        "settings": _settings(parser, config, module.model, prompts),
+        "settings": {**{name: settings.get(name) for name in _DECIDES_PIXELS}, "prompts": asked},
         "num_images": data.num_images,
         "labels_in_turn": labels,
         "images_per_class": config.images_per_class,
@@ -220,19 +222,3 @@ def _finish(
     timing = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"
     evaluations = f"{'up to ' * made['budget_is_upper_bound']}{made['head_evaluations_per_image']}"
     print(f"{count} images, {evaluations} head evaluations each{timing}: {', '.join(map(str, written))}")
-
-
-def _settings(
-    parser: ArgumentParser, config: Namespace, model: ARDiffusionModel, prompts: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What decides what the images look like; weights by what they are, wherever they come from."""
-    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
-    options = (whole["tokenizer"] or {}).get("init_args", {})
-    if options.get("weights"):
-        options["weights"] = digest_of(load_weights(options["weights"]))
-    return {
-        **{name: whole.get(name) for name in _DECIDES_PIXELS},
-        "precision": whole["trainer"]["precision"],
-        "prompts": [p["prompt"] for p in prompts] or None,
-        "weights": digest_of(model.state_dict()),
-    }

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import optuna
+import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import digest_of, load, requested, with_vae
+from disa_framework.cli.drawing import load, requested, settings_of, with_vae
 from disa_framework.cli.precision import add_precision
 from disa_framework.cli.search_methods import METHODS, WITHOUT_TRIALS, Task
-from disa_framework.data import read_prompts
+from disa_framework.data import cycled, read_prompts
+from disa_framework.devices import name_of
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear, TwoStage
@@ -143,10 +145,12 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
     decides = json.dumps([settings[name] for name in _DECIDES_COST])
 
     def measure(module: ARDiffusionModule) -> CostModel:
-        details = f"{decides} {module.num_stages} {module.guidance.active} {module.cache}"
+        with meter.on_device():
+            device = f"{name_of(module.model.device)} {torch.get_num_threads()}"
+        details = f"{decides} {device} {module.num_stages} {module.guidance.active} {module.cache}"
         path = folder / f"cost-{hashlib.sha256(details.encode()).hexdigest()[:8]}.json"
         if not path.exists():
-            asked = None if meter.condition is None else meter.condition[: meter.batch_size]
+            asked = None if meter.condition is None else cycled(meter.condition, meter.batch_size)
             held_out = [schedule.budget(module.num_stages) for schedule in _HELD_OUT]
             with meter.on_device():
                 model = measure_cost(module, asked, meter.batch_size)
@@ -159,9 +163,7 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
 
 
 def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
-    """All options, with weights and prompts by what they are, wherever they come from."""
-    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
+    """All options, with weights and prompts by what they are."""
     prompts = read_prompts(config.prompts) if config.prompts else []
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    precision = whole["trainer"]["precision"]
-    return {**whole, "precision": precision, "weights": digest_of(model.state_dict()), "prompts": digest}
+    return {**settings_of(parser, config, model), "prompts": digest}

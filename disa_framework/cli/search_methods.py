@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from disa_framework.cli.report import aligned
+from disa_framework.data import cycled
 from disa_framework.files import write_atomically
 from disa_framework.models.base import Condition
 from disa_framework.schedules import PerStage, StepSchedule, load_schedule
@@ -133,6 +134,8 @@ def _pareto(task: Task) -> None:
     check_drawn(study)
     front = sorted(study.best_trials, key=lambda trial: trial.values[1])
     budgets = {}
+    for earlier in (*task.folder.glob("front/*.yaml"), *task.folder.glob("configs/*.yaml")):
+        earlier.unlink()  # the front may have become shorter
     for place, trial in enumerate(front):
         setting, (distance, cost) = objective.setting(trial), trial.values
         path = _write(task, setting, f"front/{place:02}", f"configs/{place:02}")
@@ -201,8 +204,8 @@ def _asked(task: Task, count: int) -> Condition | None:
     condition = task.meter.condition
     if condition is None:
         return None
-    order = torch.randperm(len(condition), generator=torch.Generator().manual_seed(task.config.seed))[:count]
-    return condition[order] if isinstance(condition, Tensor) else [condition[i] for i in order.tolist()]
+    order = torch.randperm(len(condition), generator=torch.Generator().manual_seed(task.config.seed))
+    return cycled(condition[order] if isinstance(condition, Tensor) else [condition[i] for i in order.tolist()], count)
 
 
 def _profile(task: Task, base: Setting) -> Profile:
@@ -225,7 +228,7 @@ def _profile(task: Task, base: Setting) -> Profile:
 
 
 def _given_starts(task: Task) -> dict[str, StepSchedule]:
-    starts = {f"{Path(path).stem} (given)": load_schedule(path) for path in task.config.starts}
+    starts = {f"{path} (given)": load_schedule(path) for path in task.config.starts}
     if adaptive := [name for name, schedule in starts.items() if schedule.reads_signals]:
         raise ValueError(f"{adaptive[0]} decides its steps while it draws: a study begins with fixed ones")
     return starts
@@ -235,6 +238,8 @@ def _run_study(task: Task, objective: Objective, starts: Mapping[str, Start]) ->
     config = task.config
     storage = config.storage or str(task.folder / "study.log")
     settings = {name: task.settings[name] for name in (*_DECIDES_TRIALS, "weights", "prompts")}
+    if 2 * len(starts) > config.trials:
+        print(f"{len(starts)} of {config.trials} trials are what it begins with: more --trials search further")
     with tqdm(total=config.trials, unit="trial") as bar:
 
         def show(study: Study, trial: FrozenTrial) -> None:

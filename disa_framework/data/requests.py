@@ -27,6 +27,13 @@ def in_turn(values: Sequence[T], count: int) -> list[T]:
     return list(islice(cycle(values), max(0, count)))
 
 
+def cycled(condition: Condition, count: int) -> Condition:
+    """The first `count` labels or prompts, from the beginning again when they are used up."""
+    if not isinstance(condition, Tensor):
+        return in_turn(condition, count)
+    return condition[torch.arange(count) % len(condition)]
+
+
 class Request(NamedTuple):
     """Samples to draw together.
 

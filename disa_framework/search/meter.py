@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from disa_framework.data.requests import Request, RequestData
+from disa_framework.data.requests import Request, RequestData, cycled
 from disa_framework.models.base import Condition
 from disa_framework.module import ARDiffusionModule
 from disa_framework.search.cost import measure_latency
@@ -99,7 +99,7 @@ class Meter(Callback):
 
     def latency(self, setting: Setting) -> float:
         """Seconds per image, timed on this process alone."""
-        asked = None if self.condition is None else self.condition[: self.batch_size]
+        asked = None if self.condition is None else cycled(self.condition, self.batch_size)
         with self.on_device(), setting.applied(self.module):
             return measure_latency(self.module, asked, self.batch_size, [setting.budget], repeats=_TIMED)[0]
 

@@ -10,7 +10,7 @@ from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from disa_framework.generation import check_request
-from disa_framework.models.lazy import Lazy
+from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage
 from disa_framework.search.cost import CostModel
@@ -103,6 +103,10 @@ class Objective:
         self.space.check(self.base)
         for count in self.space.num_stages:
             check_request(self.meter.module.model, count, None)
+        if self.space.refresh:
+            check_cache(self.meter.module.model, Lazy())
+            if self.unit != "seconds":
+                raise ValueError("caching saves time, not evaluations: choose --space.refresh under a limit in seconds")
         least = min(map(self.costs, self.space.cheapest(self.base)))
         if self.limit is not None and least > self.limit:
             raise ValueError(
@@ -111,7 +115,11 @@ class Objective:
             )
 
     def setting(self, trial: BaseTrial) -> Setting:
-        """What a trial draws with. Finished trials can be asked again."""
+        """What a trial draws with, or was drawn with, whatever costs have been measured since."""
+        setting, drawn = self._chosen(trial), trial.user_attrs.get("budget")
+        return setting if drawn in (None, [*setting.budget]) else replace(setting, schedule=PerStage(drawn))
+
+    def _chosen(self, trial: BaseTrial) -> Setting:
         chosen, is_start = self.space.suggest(trial, self.base), "start" in trial.user_attrs
         if steps := trial.user_attrs.get("steps"):
             chosen = replace(self.base if is_start else chosen, schedule=PerStage(steps), num_stages=len(steps))

@@ -251,7 +251,7 @@ class Space:
         fill: whether steps are proportions, multiplied by whatever makes the most of the limit. Otherwise they are
             counts, and most of what is chosen costs too much or leaves some of the limit unused.
         guidance: least and greatest scale of guidance.
-        solvers: to choose from; grid, clip and order are options of theirs.
+        solvers: to choose from, beside the one that there is; grid, clip and order are options of theirs.
         temperature: least and greatest factor on the noise of the steps, of solvers that draw any. Few steps lose
             variance, which a temperature above 1 gives back.
         num_stages: numbers of stages to choose from.
@@ -275,7 +275,7 @@ class Space:
         """Raises a ValueError for what cannot be chosen; `base` has the rest."""
         if self.temperature and not self.temperature[0] > 0:
             raise ValueError(f"temperatures must be above 0, got {self.temperature[0]:g}")
-        if self.temperature and not any(map(_has_temperature, self.solvers or [base.solver])):
+        if self.temperature and not any(map(_has_temperature, self._solvers(base))):
             raise ValueError("none of the solvers has a temperature: give DDPM or EulerMaruyama, or leave it out")
 
     def suggest(self, trial: BaseTrial, base: Setting) -> Setting:
@@ -284,7 +284,7 @@ class Space:
         if self.num_stages:
             setting = replace(setting, num_stages=trial.suggest_categorical("num_stages", self.num_stages))
         if self.solvers:
-            named = {repr(solver): solver for solver in self.solvers}
+            named = {repr(solver): solver for solver in self._solvers(base)}
             setting = replace(setting, solver=named[trial.suggest_categorical("solver", list(named))])
         if self.temperature and _has_temperature(setting.solver):
             temperature = Range(*self.temperature, whole=False).suggest(trial, "temperature")
@@ -297,11 +297,11 @@ class Space:
             setting = replace(setting, cache=_every(period, base.cache))
         return replace(setting, schedule=self.schedule.suggest(trial, setting.num_stages))
 
-    def encode(self, setting: Setting) -> dict[str, Any]:
-        """Parameters of the choice that is most like a setting."""
-        values = self.encode_steps(setting)
+    def encode(self, setting: Setting, base: Setting) -> dict[str, Any]:
+        """Parameters of the choice that is most like a setting; `base` has what is not chosen."""
+        values, offered = self.encode_steps(setting), self._solvers(base)
         if self.solvers:
-            values["solver"] = repr(setting.solver if setting.solver in self.solvers else self.solvers[0])
+            values["solver"] = repr(setting.solver if setting.solver in offered else base.solver)
         if self.temperature and (temperature := getattr(setting.solver, "temperature", None)):
             values["temperature"] = Range(*self.temperature, whole=False).nearest(temperature)
         if self.guidance:
@@ -324,10 +324,14 @@ class Space:
         return [
             Setting(self.schedule.cheapest(count), solver, replace(base.guidance, scale=scale), count, cache)
             for count in self.num_stages or (base.num_stages,)
-            for solver in self.solvers or (base.solver,)
+            for solver in self._solvers(base)
             for scale in scales
             for cache in ([_every(period, base.cache) for period in self.refresh] or [base.cache])
         ]
+
+    def _solvers(self, base: Setting) -> list[Solver]:
+        """All that may be drawn with."""
+        return list(dict.fromkeys((base.solver, *self.solvers)))
 
 
 def _every(period: int, base: Lazy | None) -> Lazy | None:

@@ -85,7 +85,8 @@ def search(
     study = _open(objective, storage, name, dict(settings or {}), starts or {})
 
     def take_turn(trial: Trial) -> float | tuple[float, float]:
-        trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid(), "token": _TOKEN})
+        worker = {"host": socket.gethostname(), "pid": os.getpid(), "begun": _begun(os.getpid()), "token": _TOKEN}
+        trial.set_user_attr("worker", worker)
         if len(counted(study, before=trial.number)) >= trials:
             raise RuntimeError("another worker began the last trial at the same moment")
         return objective(trial)
@@ -284,7 +285,8 @@ def _enqueue(study: Study, objective: Objective, starts: Mapping[str, Start]) ->
         if name not in known:
             setting = start if isinstance(start, Setting) else replace(objective.base, schedule=start)
             # The sampler learns from them as from their nearest neighbours in the space.
-            study.enqueue_trial(objective.space.encode(setting), {"start": name, "steps": setting.budget})
+            nearest = objective.space.encode(setting, objective.base)
+            study.enqueue_trial(nearest, {"start": name, "steps": setting.budget})
     study.set_user_attr("begun", True)
 
 
@@ -322,7 +324,20 @@ def _is_abandoned(trial: FrozenTrial) -> bool:
         return began is not None and datetime.now() - began > _UNSIGNED
     if worker["host"] != socket.gethostname() or worker["token"] == _TOKEN:
         return False
-    return worker["pid"] == os.getpid() or not _is_alive(worker["pid"])
+    if worker["pid"] == os.getpid() or not _is_alive(worker["pid"]):
+        return True
+    begun = worker.get("begun")
+    return begun is not None and begun != _begun(worker["pid"])  # its number may be another process's by now
+
+
+def _begun(pid: int) -> str | None:
+    """When a process began, as Linux counts, and since which start of the machine; `None` if nothing tells."""
+    try:
+        # The name before the closing bracket may be anything; the 22nd field is the time.
+        time_of_start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {time_of_start}"
+    except (OSError, IndexError):
+        return None
 
 
 def _is_alive(pid: int) -> bool:

@@ -65,7 +65,7 @@ def test_every_published_family_is_calibrated_and_searched(family: str, tmp_path
     folder = search([*args, "--starts", f"[{tmp_path}/calibrated.yaml]"])
     with (folder / "trials.csv").open() as lines:
         rows = list(csv.DictReader(lines))
-    assert [row["start"] for row in rows] == ["calibrated (given)", "Calibrated", "Learned"]
+    assert [row["start"] for row in rows] == [f"{tmp_path}/calibrated.yaml (given)", "Calibrated", "Learned"]
     assert all(row["state"] == "whole" and float(row["cost"]) <= LIMIT for row in rows)
     budgets = [[*map(int, row["budget"].split())] for row in rows]
     assert list(load_schedule(folder / "best_schedule.yaml").budget(len(budgets[0]))) in budgets

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 from optuna import Study
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 
 from disa_framework import generate
 from disa_framework.data import DigitsData
@@ -108,6 +108,26 @@ def test_an_error_fails_its_trial_alone_and_is_recorded() -> None:
     assert trials[0].user_attrs["error"] == "ArithmeticError: the sampler broke down"
     assert trials[0].constraints["cost"] == 0  # before it failed
     assert objective.meter.module.solver == DDPM() and objective.meter.module.seed == 0
+
+
+def test_a_drawn_trial_stays_what_it_was_when_costs_are_measured_anew() -> None:
+    objective = mixture_objective(limit=24)
+    trial = try_out(objective, steps(5, 8, 6, 5)).trials[0]
+    drawn = objective.setting(trial).budget
+    dearer = Costs(objective.meter.module, lambda module: replace(analytic_cost(module), head=(1.25,) * STAGES))
+    again = Objective(objective.meter, dearer, objective.space, 24, objective.rungs)
+    assert again.setting(trial).budget == drawn == tuple(trial.user_attrs["budget"])
+    fresh = again.setting(FixedTrial(steps(5, 8, 6, 5)))
+    assert sum(fresh.budget) < sum(drawn)
+
+
+def test_caching_is_not_chosen_where_it_cannot_pay() -> None:
+    with pytest.raises(ValueError, match="feature caching is for masked models"):
+        mixture_objective(also={"refresh": [1, 2]}).check()
+    objective = mixture_objective(also={"refresh": [1, 2]})
+    objective.meter.module.model = tiny_mar()
+    with pytest.raises(ValueError, match="caching saves time, not evaluations"):
+        objective.check()
 
 
 def test_an_impossible_limit_names_the_fastest_that_is_possible() -> None:

@@ -115,12 +115,21 @@ def test_what_is_no_space_is_refused(make: Any, message: str) -> None:
         make()
 
 
+def test_solvers_are_chosen_from_beside_the_one_that_there_is() -> None:
+    base, space = Setting.of(mixture_module()), Space(Stages(2), solvers=(DDIM(),))
+    steps = {"steps_0": 7, "steps_1": 3}
+    for solver in (base.solver, DDIM()):
+        assert space.encode(replace(base, solver=solver), base)["solver"] == repr(solver)
+        assert space.suggest(FixedTrial({**steps, "solver": repr(solver)}), base).solver == solver
+    assert {setting.solver for setting in space.cheapest(base)} == {base.solver, DDIM()}
+
+
 def test_solver_guidance_and_stages_are_chosen_on_request() -> None:
     base = Setting.of(mixture_module())
     solvers = (DDPM(), DDIM(), DDPM(temperature=0.9))
     space = Space(Stages(2), guidance=(1.0, 3.0), solvers=solvers, num_stages=(2, 4))
     wanted = replace(base, solver=solvers[2], guidance=Guidance(2.5), num_stages=2, schedule=PerStage([7, 3]))
-    chosen = space.suggest(FixedTrial(space.encode(wanted)), base)
+    chosen = space.suggest(FixedTrial(space.encode(wanted, base)), base)
     assert chosen.budget == (7, 3)
     assert (chosen.solver, chosen.guidance, chosen.num_stages) == (solvers[2], Guidance(2.5), 2)
     assert chosen.cache is None
@@ -133,11 +142,12 @@ def test_a_temperature_is_chosen_on_request_for_solvers_that_have_one() -> None:
     space.check(base)
     for given, found in ((1.0, 1.0), (1.1, 1.1), (0.5, 1.0), (3.0, 1.2)):
         setting = replace(base, solver=DDPM(Spaced(), temperature=given))
-        assert space.suggest(FixedTrial(space.encode(setting)), setting).solver == DDPM(Spaced(), temperature=found)
+        chosen = space.suggest(FixedTrial(space.encode(setting, base)), setting).solver
+        assert chosen == DDPM(Spaced(), temperature=found)
     mixed = replace(space, solvers=(DDIM(), DDPM()))
     mixed.check(base)
     for solver in (DDIM(), DDPM(temperature=1.1)):
-        values = space.encode(replace(base, solver=solver)) | {"solver": repr(type(solver)())}
+        values = space.encode(replace(base, solver=solver), base) | {"solver": repr(type(solver)())}
         assert mixed.suggest(FixedTrial(values), base).solver == solver
 
 
@@ -145,19 +155,19 @@ def test_a_temperature_is_chosen_on_request_for_solvers_that_have_one() -> None:
     ("options", "message"),
     [
         ({"temperature": (0.0, 1.0)}, "temperatures must be above 0, got 0"),
-        ({"temperature": (1.0, 1.2), "solvers": [DDIM()]}, "none of the solvers has a temperature"),
+        ({"temperature": (1.0, 1.2), "solvers": [DDIM(eta=1.0)]}, "none of the solvers has a temperature"),
     ],
 )
 def test_a_temperature_that_cannot_be_chosen_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Space(Stages(2), **options).check(Setting.of(mixture_module()))
+        Space(Stages(2), **options).check(replace(Setting.of(mixture_module()), solver=DDIM()))
 
 
 def test_the_period_of_feature_caching_is_chosen_on_request() -> None:
     base, space = Setting.of(mixture_module()), Space(Stages(2), refresh=(1, 2, 4))
     for cache, found in ((None, None), (Lazy(2, 0.3), Lazy(2, 0.3)), (Lazy(7), Lazy(4))):
         setting = replace(base, cache=cache)
-        assert space.suggest(FixedTrial(space.encode(setting)), setting).cache == found
+        assert space.suggest(FixedTrial(space.encode(setting, base)), setting).cache == found
     assert len({replace(base, cache=cache).key for cache in (None, Lazy(2), Lazy(4), Lazy(4, 0.2))}) == 4
     assert {setting.cache for setting in space.cheapest(base)} == {None, Lazy(2), Lazy(4)}
 

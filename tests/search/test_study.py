@@ -260,3 +260,16 @@ def test_a_trial_whose_worker_lives_is_left_alone(tmp_path: Path) -> None:
     running.set_user_attr("worker", {"host": os.uname().nodename, "pid": os.getpid(), "token": "before a restart"})
     last = search(mixture_objective(), 4, storage=file(tmp_path))
     assert [t.state for t in last.trials][2] == TrialState.FAIL and len(counted(last)) == 4 == STAGES
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nothing tells when a process began")
+def test_a_worker_whose_number_another_process_has_by_now_is_gone(tmp_path: Path) -> None:
+    study = search(mixture_objective(), 2, storage=file(tmp_path))
+    me = study.trials[0].user_attrs["worker"]
+    running, other = study.ask(), {**me, "pid": os.getppid(), "token": "other"}
+    running.set_user_attr("worker", other)  # which began when this process did
+    assert busy(study) == 0
+    running.set_user_attr("worker", {**other, "begun": None})
+    assert busy(study) == 1
+    again = search(mixture_objective(), 4, storage=file(tmp_path))
+    assert [t.state for t in again.trials][2] == TrialState.RUNNING
