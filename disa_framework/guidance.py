@@ -42,6 +42,10 @@ class Guidance:
         """Scale at a stage after which the share `progress` of the image exists."""
         return self.scale if self.schedule == "constant" else 1.0 + (self.scale - 1.0) * progress
 
+    def rising(self, stage: int, num_stages: int) -> float:
+        """Scale at a stage where it rises from the first stage, which has none, to the last (FlowAR, xAR)."""
+        return self.at(stage / (num_stages - 1) if num_stages > 1 else 1.0)
+
     def acts(self, t: float) -> bool:
         """Whether guidance acts at the time `t` in [0, 1]."""
         low, high = self.interval

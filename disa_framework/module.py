@@ -108,8 +108,10 @@ class ARDiffusionModule(LightningModule):
             compile_regions(model)
         if graphs and (lack := missing_for_graphs()):
             warnings.warn(f"drawing without CUDA graphs: {lack}", stacklevel=2)
-        elif graphs:
-            use_graphs(model)
+            graphs = False
+        use_graphs(model, graphs)
+        if compile and cache:
+            warnings.warn("with a cache, only the first block of each half is compiled", stacklevel=2)
         self.model = model
         self.schedule = schedule or Constant(50)
         self.solver = solver or DDPM()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -27,7 +28,7 @@ from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.metrics import to_uint8
 from disa_framework.models import MAR, Autoencoder, MixtureAR
-from disa_framework.models.checkpoint import write_checkpoint
+from disa_framework.models.checkpoint import load_weights, write_checkpoint
 from disa_framework.schedules import PerStage
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,25 @@ def test_training_goes_on_from_its_checkpoint(digits_run: Path) -> None:
     fit([*before, *longer, "--trainer.enable_progress_bar", "false"])
     checkpoints = [torch.load(digits_run / name / "last.ckpt", weights_only=True) for name in ("run", "longer")]
     assert [checkpoint["global_step"] for checkpoint in checkpoints] == [6, 9]
+    assert torch.initial_seed() == 6 << 32  # which is of noise and order that the first part has not seen
+
+
+def test_a_trained_model_is_not_trained_over_by_mistake(digits_run: Path, tmp_path: Path) -> None:
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (digits_run / "run").iterdir() if path.is_file()}
+
+    before, args = files(), ["--config", str(digits_run / "tiny.yaml")]
+    args += ["--trainer.default_root_dir", str(digits_run / "run"), "--trainer.max_steps", "7"]
+    safetensors.torch.save_file(load_weights(digits_run / "run/last.ckpt"), tmp_path / "weights.safetensors")
+    for more, message in (
+        ([], "run holds a trained model: go on with --ckpt_path .*last.ckpt, or"),
+        (["--ckpt_path", "lst.ckpt"], "no checkpoint at lst.ckpt"),
+        (["--ckpt_path", str(tmp_path / "weights.safetensors")], "has no training to go on with: give a .ckpt"),
+        (["--ckpt_path", str(digits_run / "run/last.ckpt"), "--model.head_width", "8"], "it has other shapes"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            fit([*args, *more])
+    assert files() == before and set(before) == {"config.yaml", "last.ckpt"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -68,3 +68,10 @@ def test_the_combination_goes_from_unconditional_through_conditional_and_beyond(
     assert combine(cond, uncond, 0.0).tolist() == [1.0, 1.0]
     assert combine(cond, uncond, 1.0).tolist() == [3.0, -1.0]
     assert combine(cond, uncond, 2.0).tolist() == [5.0, -3.0]
+
+
+def test_a_rising_scale_begins_with_none_and_ends_whole_and_a_single_stage_is_the_last() -> None:
+    guidance = Guidance(3.0)
+    assert [guidance.rising(stage, 3) for stage in range(3)] == pytest.approx([1.0, 2.0, 3.0])
+    assert guidance.rising(0, 1) == 3.0
+    assert [Guidance(3.0, "constant").rising(stage, 2) for stage in range(2)] == [3.0, 3.0]

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from disa_framework.devices import wait_for
-from disa_framework.guidance import Guidance
 from disa_framework.models import ARDiffusionModel, Tokenizer
-from disa_framework.models.base import Condition, Proposal
+from disa_framework.models.base import Condition, Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
-from disa_framework.noise import NoiseSource
 from disa_framework.solvers.process import Nodes
 from disa_framework.solvers.table import Denoiser, Step
 
@@ -78,41 +76,17 @@ def split(module: ARDiffusionModule, condition: Condition | None, indices: Tenso
     return laps.seconds
 
 
-class _WatchedModel(ARDiffusionModel):
+class _WatchedModel(Delegating):
     """A model whose backbone and head are timed."""
 
     def __init__(self, model: ARDiffusionModel, laps: Laps) -> None:
-        super().__init__()
-        self.watched, self.laps = model, laps
-        self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
-        self.min_stages, self.max_stages = model.min_stages, model.max_stages
-
-    @property
-    def cache(self) -> Any:
-        return self.watched.cache  # no attribute of a model that has none, as of the model itself
-
-    @cache.setter
-    def cache(self, cache: Any) -> None:
-        self.watched.cache = cache
-
-    def begin(
-        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> Any:
-        return self.watched.begin(condition, num_stages, guidance, noise, batch_size)
+        super().__init__(model)
+        self.laps = laps
 
     def propose(self, state: Any, stage: int) -> Proposal:
         with self.laps.during("backbone"):
-            proposal = self.watched.propose(state, stage)
+            proposal = super().propose(state, stage)
         return replace(proposal, denoise=self._timed(proposal.denoise))
-
-    def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
-        return self.watched.accept(state, proposal, tokens)
-
-    def finish(self, state: Any) -> Tensor:
-        return self.watched.finish(state)
-
-    def check_condition(self, condition: Condition) -> None:
-        self.watched.check_condition(condition)
 
     def _timed(self, denoise: Denoiser) -> Denoiser:
         def denoiser(nodes: Nodes) -> Step:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from disa_framework.generation import generate
 from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
+from disa_framework.models.base import ARDiffusionModel, Condition, Delegating, Proposal
 from disa_framework.models.lazy import Lazy, caching
 from disa_framework.module import ARDiffusionModule
 from disa_framework.noise import NoiseSource
@@ -40,17 +40,15 @@ def cache_errors(
     return [[error.item() for error in errors] for errors in shadowed.errors]
 
 
-class _Shadowed(ARDiffusionModel):
+class _Shadowed(Delegating):
     """A model that also proposes with each cache at every stage, and keeps how far off that is.
 
     Its state is that of the model without a cache, and those with each of them.
     """
 
     def __init__(self, model: ARDiffusionModel, caches: Sequence[Lazy]) -> None:
-        super().__init__()
-        self.watched, self.caches = model, (None, *caches)
-        self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
-        self.min_stages, self.max_stages = model.min_stages, model.max_stages
+        super().__init__(model)
+        self.caches = (None, *caches)
         self.errors: list[list[Tensor]] = [[] for _ in caches]
 
     def begin(
@@ -70,9 +68,6 @@ class _Shadowed(ARDiffusionModel):
 
     def finish(self, state: Any) -> Tensor:
         return self.watched.finish(state[0])
-
-    def check_condition(self, condition: Condition) -> None:
-        self.watched.check_condition(condition)
 
     def _begin(self, cache: Lazy | None, *request: Any) -> Any:
         with caching(self.watched, cache):

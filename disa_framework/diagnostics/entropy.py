@@ -44,6 +44,7 @@ def conditional_entropy(
         count: `B`.
         seed: of the prefixes.
     """
+    condition = None if condition is None else condition.to(model.device)
     samples = model.sample_exactly(count, torch.Generator().manual_seed(seed), condition).flatten(1).double()
     prior = model.component_weights(condition, count).double().log()
     L, N = model.cholesky, model.cholesky.shape[0]

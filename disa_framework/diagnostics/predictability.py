@@ -49,7 +49,7 @@ def predictability(z: Sequence[Tensor], tokens: Sequence[Tensor], seed: int = 0,
     Args:
         z: `[S, n, Z]` of each stage.
         tokens: `[S, n, D]` of each stage.
-        seed: of the initial weights and the batches.
+        seed: of who is held out, the initial weights and the batches.
         steps: of the optimizer.
 
     Raises:
@@ -57,7 +57,9 @@ def predictability(z: Sequence[Tensor], tokens: Sequence[Tensor], seed: int = 0,
     """
     if len(tokens[0]) < _LEAST:
         raise ValueError(f"predictability needs at least {_LEAST} samples, got {len(tokens[0])}")
-    kept = torch.arange(len(tokens[0])) % _HELD_OUT > 0
+    # At random: classes come in turn, and so would be on one side each.
+    order = torch.randperm(len(tokens[0]), generator=torch.Generator().manual_seed(seed))
+    kept = order >= len(order) // _HELD_OUT
     x, y, stage = _rows(z, tokens, kept)
     x_mean, x_std, y_mean, y_std = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0), y.std() + 1e-6
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():

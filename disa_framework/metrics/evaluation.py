@@ -120,7 +120,7 @@ def collect(features: FeatureSet) -> Features:
     except RuntimeError as error:  # so the back ends say that nobody answers
         if not dist.is_initialized():
             raise
-        raise ChildProcessError("another process has stopped, and says why") from error
+        raise ChildProcessError(f"another process has stopped, and says why; this one: {error}") from error
 
 
 def figures(samples: Features, reference: Features) -> dict[str, float]:

@@ -98,7 +98,8 @@ def _set_sums(metric: FrechetInceptionDistance, side: str, mu: Tensor, sigma: Te
 def frechet_distance(samples: Features, reference: Features) -> float:
     """torchmetrics' Fréchet distance between two sets whose means and covariances are known already."""
     metric = fid(_Given(len(samples.mu)), synchronize=False).to(samples.mu.device)
-    metric.update(torch.zeros(0, len(samples.mu), dtype=torch.float64), real=False)  # it warns if it never was
+    none = torch.zeros(0, len(samples.mu), dtype=torch.float64, device=samples.mu.device)
+    metric.update(none, real=False)  # it warns if it never was
     set_reference(metric, reference.mu, reference.sigma)
     _set_sums(metric, "fake", samples.mu, samples.sigma, _MANY)
     return metric.compute().item()

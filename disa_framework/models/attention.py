@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -37,7 +38,7 @@ def attend(
     Raises:
         ValueError: if `flash` cannot compute this.
     """
-    if backend != "sdpa" and (backend == "flash" or _flash_fits(q, mask)):
+    if backend != "sdpa" and (backend == "flash" or _flash_fits(q, k, mask)):
         return _flash(q, k, v, mask, causal, dropout)
     causal = causal and q.shape[2] > 1  # the last query sees everything
     if causal and q.shape[2] != k.shape[2]:
@@ -80,9 +81,12 @@ class KVCache:
 
         Args:
             batch_size, heads, length, width: `B`, `h`, `M`, `d`.
-            like: gives device and precision.
+            like: gives device and precision, unless autocast gives keys and values another one.
         """
-        keys = like.new_empty(batch_size, heads, length, width)
+        device = like.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else like.dtype
+        keys = like.new_empty(batch_size, heads, length, width, dtype=dtype)
         return cls(keys, torch.empty_like(keys))
 
     def write(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,14 +117,22 @@ def _has_flash() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def _flash_fits(q: Tensor, mask: Tensor | None) -> bool:
-    return mask is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _has_flash()
+@cache
+def _computes_flash(device: torch.device) -> bool:
+    """Whether it is installed, and the device is an Ampere at least."""
+    return _has_flash() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _flash_fits(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    half = q.dtype == k.dtype and q.dtype in (torch.float16, torch.bfloat16)
+    return mask is None and q.is_cuda and half and _computes_flash(q.device)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    if not _flash_fits(q, mask):
+    if not _flash_fits(q, k, mask):
         raise ValueError(
-            f"flash-attn computes on CUDA, in half precision, without a mask; this is {q.dtype} on {q.device.type}"
+            "flash-attn computes on CUDA (Ampere or newer), in half precision, without a mask; this is "
+            f"{q.dtype} on {q.device.type}"
             f"{'' if mask is None else ' with a mask'}: use attention 'auto' or 'sdpa', or precision bf16"
         )
     from flash_attn import flash_attn_func

@@ -126,3 +126,54 @@ class ARDiffusionModel(Recorded, ABC):
     def dtype(self) -> torch.dtype:
         """Precision of the weights, in which the head is evaluated."""
         return next((p.dtype for p in self.parameters()), torch.float32)
+
+
+class Delegating(ARDiffusionModel):
+    """A model that is another one in everything; override what is to be watched or changed.
+
+    Args:
+        model: the other one.
+    """
+
+    def __init__(self, model: ARDiffusionModel) -> None:
+        super().__init__()
+        self.watched = model
+        self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
+        self.min_stages, self.max_stages = model.min_stages, model.max_stages
+
+    def begin(
+        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
+    ) -> Any:
+        return self.watched.begin(condition, num_stages, guidance, noise, batch_size)
+
+    def propose(self, state: Any, stage: int) -> Proposal:
+        return self.watched.propose(state, stage)
+
+    def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
+        return self.watched.accept(state, proposal, tokens)
+
+    def finish(self, state: Any) -> Tensor:
+        return self.watched.finish(state)
+
+    def check_condition(self, condition: Condition) -> None:
+        self.watched.check_condition(condition)
+
+    @property
+    def cache(self) -> Any:
+        return self.watched.cache  # no attribute of a model that has none, as of the model itself
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self.watched.cache = cache
+
+    @property
+    def head(self) -> nn.Module | None:
+        return self.watched.head
+
+    @property
+    def device(self) -> torch.device:
+        return self.watched.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.watched.dtype

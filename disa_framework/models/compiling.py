@@ -33,6 +33,9 @@ def compile_regions(model: nn.Module, backend: str = "inductor") -> None:
 def missing_for_compilation() -> str | None:
     """What this machine lacks, if it lacks anything."""
     if torch.cuda.is_available():
-        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+        if not importlib.util.find_spec("triton"):
+            return "the package triton is not installed"
+        found = any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang")))
+        return None if found else "there is no C compiler, which triton needs: install gcc, or name one by CC"
     found = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
     return None if found else "there is no C++ compiler: install g++, or name one by CXX"

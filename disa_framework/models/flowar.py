@@ -146,6 +146,7 @@ class FlowAR(ARDiffusionModel):
         self.decoder_norm = RMSNorm(width)
         self.diffusion_pos_embed_learned = positions()
         self.flownet = FlowHead(latent_channels, width, head_depth, head_width, cross_attention)
+        self._known_tables: dict[tuple[torch.device, bool], list[Tables]] = {}
         self.register_buffer("mask", block_causal_mask(sizes))
         self._initialize()
 
@@ -211,6 +212,13 @@ class FlowAR(ARDiffusionModel):
         stacks = (self.encoder_blocks, self.decoder_blocks, self.flownet.res_blocks)
         return Tables(*(rotary(blocks).table(positions) for blocks in stacks))
 
+    def _tables_of_stages(self) -> list[Tables]:
+        """Made once for a device: positions would be brought there for every batch, and be waited for."""
+        key = self.device, torch.is_inference_mode_enabled()  # whose tensors are of no use outside of it
+        if key not in self._known_tables:
+            self._known_tables[key] = [self.tables([s]) for s in self.scales]
+        return self._known_tables[key]
+
     def next_input(self, tokens: Tensor, stage: int) -> Tensor:
         """Tokens `[B, n, C]` of a stage as the next one sees them: enlarged to the full side (bicubic), and averaged
         over areas."""
@@ -230,7 +238,7 @@ class FlowAR(ARDiffusionModel):
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
         caches = allocate_caches(blocks, len(embedding), self.ends[-1], embedding)
-        return FlowARState(embedding[:, None], caches, [self.tables([s]) for s in self.scales], guidance)
+        return FlowARState(embedding[:, None], caches, self._tables_of_stages(), guidance)
 
     def propose(self, state: FlowARState, stage: int) -> Proposal:
         place, x = self.stage_tokens(stage), state.class_embedding
@@ -239,7 +247,7 @@ class FlowAR(ARDiffusionModel):
             x = seen.repeat(2 if state.guidance.active else 1, 1, 1)
         tables = state.tables[stage]
         z = self.backbone(x, state.class_embedding, tables, place, state.caches)
-        scale = state.guidance.at(stage / (self.max_stages - 1) if stage else 0.0)
+        scale = state.guidance.rising(stage, self.max_stages)
         return Proposal((z.shape[1], self.latent_shape[0]), self._denoiser(z, tables.head, scale, state.guidance), z=z)
 
     def accept(self, state: FlowARState, proposal: Proposal, tokens: Tensor) -> FlowARState:

@@ -180,9 +180,9 @@ class Recorded(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def use_graphs(model: nn.Module) -> None:
-    """Has a model's evaluations recorded as CUDA graphs, when they are first called."""
-    graphs = Graphs()
+def use_graphs(model: nn.Module, on: bool = True) -> None:
+    """Has a model's evaluations recorded as CUDA graphs, when they are first called, or no longer."""
+    graphs = Graphs() if on else None
     for module in _recorded(model):
         module.graphs = graphs
 

@@ -152,8 +152,8 @@ class MixtureAR(ARDiffusionModel):
     def sample_exactly(self, count: int, generator: torch.Generator, condition: Tensor | None = None) -> Tensor:
         """True samples `[count, 1, 1, N]` of the mixture."""
         weights = self.component_weights(condition, count)
-        component = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-        normal = torch.randn(count, len(self.cholesky), generator=generator, dtype=torch.float64)
+        component = torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(self.device)
+        normal = torch.randn(count, len(self.cholesky), generator=generator, dtype=torch.float64).to(self.device)
         return (self.means[component] + normal @ self.cholesky.T).float()[:, None, None]
 
     def _denoiser(

@@ -212,7 +212,7 @@ class XAR(ARDiffusionModel):
     def propose(self, state: XARState, stage: int) -> Proposal:
         if stage:
             self._remember(state, stage - 1)
-        scale = state.guidance.at(stage / (self.max_stages - 1) if stage else 0.0)
+        scale = state.guidance.rising(stage, self.max_stages)
         return Proposal((self.cell_tokens, self.latent_shape[0]), self._denoiser(state, stage, scale))
 
     def accept(self, state: XARState, proposal: Proposal, tokens: Tensor) -> XARState:
@@ -233,17 +233,17 @@ class XAR(ARDiffusionModel):
         device = state.class_embedding.device
 
         def denoiser(nodes: Nodes) -> Step:
+            # The stage is an input, so that graphs of all stages share one copy of the caches.
             evaluate = self.bound(
-                self._evaluate, embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches,
-                stage=stage,
-            )  # fmt: skip
+                self._evaluate, embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches
+            )
             times = self.time_embed(flow_times(nodes.on(device), device))
             acts = [scale != 1.0 and state.guidance.acts(t) for t in nodes.times]
 
             def step(x: Tensor, i: int) -> Tensor:
                 if not acts[i]:
-                    return evaluate(x, times[i])
-                cond, null = evaluate(torch.cat((x, x)), times[i]).chunk(2)
+                    return evaluate(x, times[i], stage)
+                cond, null = evaluate(torch.cat((x, x)), times[i], stage).chunk(2)
                 return combine(cond, null, scale)
 
             return step
@@ -251,7 +251,7 @@ class XAR(ARDiffusionModel):
         return denoiser
 
     def _evaluate(
-        self, x: Tensor, time: Tensor, embedding: Tensor, tables: Tables, caches: list[KVCache], stage: int
+        self, x: Tensor, time: Tensor, stage: int, embedding: Tensor, tables: Tables, caches: list[KVCache]
     ) -> Tensor:
         """Velocity of a stage's cell `x [B or G B, n, C]` at an embedded time `[w]`, with classes `[G B, 1, w]`."""
         return self.velocity(x, embedding[: len(x)] + time, tables, self.cell(stage), caches)

@@ -83,7 +83,8 @@ class Spaced(Grid):
         return vp.nodes((*reversed(start), _CLEAN))
 
     def _start(self, process: Cosine) -> int:
-        return process.timesteps - 1 if self.clip is None else self.clip
+        last = process.timesteps - 1
+        return last if self.clip is None else min(self.clip, last)
 
 
 @dataclass(frozen=True)

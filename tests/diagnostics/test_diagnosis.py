@@ -9,11 +9,12 @@ import torch
 from disa_framework.diagnostics import PARTS, Diagnosis, diagnose
 from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.diagnosis import rank_correlation
+from disa_framework.diagnostics.entropy import conditional_entropy
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import watch
 from disa_framework.guidance import Guidance
 from disa_framework.models import ARDiffusionModel, MixtureAR
-from disa_framework.models.base import Condition
+from disa_framework.models.base import Condition, Delegating
 from disa_framework.models.lazy import Lazy
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
@@ -129,3 +130,25 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation([3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 1, 2, 2]) == pytest.approx(0.8944, abs=1e-4)
     assert rank_correlation([4, 4, 4]) == 0
+
+
+def test_predictability_does_not_depend_on_classes_coming_in_turn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(200) % 10
+    meant = torch.randn(10, 4, generator=generator)[classes]
+    z = torch.nn.functional.one_hot(classes, 10).float() + 0.1 * torch.randn(200, 10, generator=generator)
+    (found,) = predictability([z[:, None]], [meant[:, None]], steps=300)
+    assert found.r2 > 0.9
+
+
+def test_a_model_that_is_watched_is_where_the_model_is() -> None:
+    watched = Delegating(MixtureAR(num_tokens=4).to("meta"))
+    assert watched.device.type == "meta" and watched.dtype == watched.watched.dtype
+    assert not hasattr(watched, "cache") and hasattr(Delegating(tiny_mar()), "cache")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_mixture_is_diagnosed_on_cuda_as_on_the_host() -> None:
+    model, classes = MixtureAR(num_tokens=4, num_classes=2), torch.tensor([0, 1, 0])
+    expected = conditional_entropy(model, 2, classes, 3)
+    assert conditional_entropy(model.to("cuda"), 2, classes, 3) == pytest.approx(expected, rel=1e-6)

@@ -106,3 +106,10 @@ def test_a_missing_library_is_told_with_what_installs_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ValueError, match=r"pip install 'disa-framework\[inception\]'"):
         InceptionFeatures("weights.pth")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_distance_is_computed_where_the_features_are() -> None:
+    a, b = (Features(torch.full((3,), m).double(), torch.eye(3).double(), None, None) for m in (0.0, 1.0))
+    there = [Features(f.mu.cuda(), f.sigma.cuda(), None, None) for f in (a, b)]
+    assert frechet_distance(*there) == pytest.approx(frechet_distance(a, b), rel=1e-6)

@@ -116,7 +116,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Flash:
 @pytest.fixture
 def flash_on_cpu(flash: Flash, monkeypatch: pytest.MonkeyPatch) -> Flash:
     """flash-attn, as if it computed everywhere."""
-    monkeypatch.setattr(attention, "_flash_fits", lambda q, mask: mask is None)
+    monkeypatch.setattr(attention, "_flash_fits", lambda q, k, mask: mask is None)
     return flash
 
 
@@ -159,6 +159,15 @@ def test_flash_that_cannot_compute_says_what_can(dtype: torch.dtype, flash: Flas
         attend(q, k, v, backend="flash")
     with pytest.raises(ValueError, match="with a mask"):
         attend(q, k, v, torch.ones(3, 3).bool(), backend="flash")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_mixed_precision_caches_are_as_precise_as_what_is_put_there(dtype: torch.dtype) -> None:
+    like = torch.zeros(1)
+    with torch.autocast("cpu", dtype):
+        cache = KVCache.empty(2, 3, 4, 8, like)
+    assert cache.keys.dtype == cache.values.dtype == dtype
+    assert KVCache.empty(2, 3, 4, 8, like).keys.dtype == torch.float32
 
 
 # --- choosing one -----------------------------------------------------------------------------------------

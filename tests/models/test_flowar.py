@@ -121,3 +121,11 @@ def test_scales_that_do_not_lead_to_the_latents_are_refused(scales: tuple[int, .
 def test_a_number_of_stages_other_than_its_scales_is_refused() -> None:
     with pytest.raises(ValueError, match="num_stages must be 3 for this model, got 2"):
         generate(tiny_flowar(), LABELS, num_stages=2, schedule=SCHEDULE, solver=Euler())
+
+
+def test_tables_are_made_once_for_a_device() -> None:
+    model = tiny_flowar()
+    source = PhiloxNoise(0, torch.arange(2))
+    with torch.inference_mode():
+        first, again = (model.begin(None, model.max_stages, Guidance(), source, 2).tables for _ in range(2))
+    assert first is again and model.begin(None, model.max_stages, Guidance(), source, 2).tables is not first

@@ -220,6 +220,21 @@ def test_graphs_are_not_stored() -> None:
     assert stored.most == 7 and len(stored) == 0 < len(graphs)
 
 
+def test_all_cells_of_xar_share_one_copy_of_the_caches() -> None:
+    model = tiny_xar()
+    use_graphs(model)
+    draw(CASES["xAR"], model, Linear(3, 2), 0)
+    kept = graphs_of(model)
+    assert len({id(graph.constants) for graph in kept._graphs.values()}) == 1 < len(kept)
+
+
+def test_a_module_without_graphs_makes_a_model_draw_without_them() -> None:
+    model = tiny_mar()
+    use_graphs(model)
+    ARDiffusionModule(model)
+    assert model.graphs is None and model.diffloss.graphs is None
+
+
 # --- on CUDA ------------------------------------------------------------------------------------------------
 
 

@@ -101,3 +101,12 @@ def test_latents_return_from_the_order_of_cells() -> None:
 def test_cells_that_do_not_fill_the_latents_are_refused() -> None:
     with pytest.raises(ValueError, match="latent_size 4 is not divisible by cells_per_side 3"):
         tiny_xar(cells_per_side=3)
+
+
+def test_a_single_cell_is_guided() -> None:
+    model = tiny_xar(cells_per_side=1)
+    plain, guided = (
+        generate(model, torch.tensor([0, 1]), schedule=Linear(3, 2), solver=Euler(), guidance=Guidance(scale))
+        for scale in (1.0, 9.0)
+    )
+    assert (plain - guided).abs().max() > 1e-2

@@ -100,3 +100,9 @@ def test_the_discrete_log_alphas_of_dpm_solver_are_the_published_ones() -> None:
     logs = [0.5 * math.log(bar) for bar in PROCESS.alphas_cumprod[: recorded["total_N"]]]
     assert logs[:3] == pytest.approx(recorded["log_alpha_array_first"], rel=1e-6, abs=0)
     assert logs[-3:] == pytest.approx(recorded["log_alpha_array_last"], rel=1e-6, abs=0)
+
+
+def test_a_clip_above_the_last_timestep_cuts_nothing() -> None:
+    process = Cosine(timesteps=500)
+    for steps in (1, 2, 7):
+        assert Spaced(clip=950).nodes(process, steps) == Spaced().nodes(process, steps)
