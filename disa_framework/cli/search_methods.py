@@ -21,7 +21,7 @@ from disa_framework.cli.report import aligned
 from disa_framework.data import cycled
 from disa_framework.files import write_atomically
 from disa_framework.models.base import Condition
-from disa_framework.schedules import PerStage, StepSchedule, load_schedule
+from disa_framework.schedules import Constant, PerStage, StepSchedule, load_schedule
 from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import Profile, measure_profile
 from disa_framework.search.knapsack import best_within
@@ -147,7 +147,7 @@ def _pareto(task: Task) -> None:
 
 def _calibrated(task: Task, limit: float, base: Setting) -> StepSchedule:
     """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
-    cost, profile = task.costs.model(base), _profile(task, base).every_step()
+    cost, profile = task.costs.model(base), _profile(task, base, limit).every_step()
     resolution = 1.0 if cost.unit == "evaluations" else max((limit - cost.fixed) / _CELLS, 1e-9)
     front = profile.front(cost.stage_costs(profile.menu), cost.fixed, resolution=resolution)
     return PerStage(best_within(front, limit).budget)
@@ -155,7 +155,7 @@ def _calibrated(task: Task, limit: float, base: Setting) -> StepSchedule:
 
 def _learned(task: Task, limit: float, base: Setting) -> StepSchedule:
     """The schedule that shifts what is drawn least, by what all stages' shifts add up to."""
-    cost, profile = task.costs.model(base), _profile(task, base)
+    cost, profile = task.costs.model(base), _profile(task, base, limit)
     costs = cost.stage_costs(profile.every_step().menu)
     return learn(profile, limit - cost.fixed, costs, seed=task.config.seed, progress_bar=True)
 
@@ -191,6 +191,13 @@ def _find(task: Task) -> None:
     schedule = WITHOUT_TRIALS[task.config.method](task, _given(task.limit), base)
     setting = replace(base, schedule=schedule)
     print(f"{schedule}: {_write(task, setting, 'best_schedule', 'best_config')}")
+    if task.costs.model(base).unit == "seconds" and not schedule.reads_signals:
+        _say_time(task.meter.latency(setting), _given(task.limit))
+
+
+def _say_time(latency: float, limit: float) -> None:
+    missed = f", above the limit of {1000 * limit:.4g}: give a lower one" if latency > limit else ""
+    print(f"timed, it takes {1000 * latency:.4g} ms an image{missed}")
 
 
 def _given(limit: float | None) -> float:
@@ -208,9 +215,16 @@ def _asked(task: Task, count: int) -> Condition | None:
     return cycled(condition[order] if isinstance(condition, Tensor) else [condition[i] for i in order.tolist()], count)
 
 
-def _profile(task: Task, base: Setting) -> Profile:
-    """What each stage's steps are worth, measured once for a number of stages."""
+def _profile(task: Task, base: Setting, limit: float) -> Profile:
+    """What each stage's steps are worth, measured once for a number of stages.
+
+    Raises:
+        ValueError: if nothing on the menu meets the limit, so that there is nothing to measure.
+    """
     config, stages = task.config, base.num_stages
+    cheapest = task.costs(replace(base, schedule=Constant(min(config.profile_menu))))
+    if cheapest > limit:
+        raise ValueError(f"no budget costs at most {limit:.6g}: the cheapest feasible cost is {cheapest:.6g}")
     settings = {**task.settings, "num_stages": stages}
     decides = json.dumps([settings[name] for name in _DECIDES_PROFILE])
     path = task.folder / f"profile-{hashlib.sha256(decides.encode()).hexdigest()[:8]}.safetensors"

@@ -46,11 +46,11 @@ class ImageFiles:
         self.path, self.image_size = Path(path), image_size
         if not self.path.exists():
             raise FileNotFoundError(f"no folder or file at {path}: give one that holds images")
-        files = _files(self.path)
         packed = self.path if self.path.is_file() else self.path / _ARCHIVE
-        if not files and not packed.is_file():
+        # An archive is a finished run's; files beside it may be those of another number of images.
+        self._images: Sequence[Path] | Pixels = _open(packed) if packed.is_file() else _files(self.path)
+        if not len(self._images) and not packed.is_file():
             raise ValueError(f"no images ({', '.join(_SUFFIXES)}) in {path}, nor a {_ARCHIVE}")
-        self._images: Sequence[Path] | Pixels = files or _open(packed)
         if not len(self._images):
             raise ValueError(f"{packed} holds no images")
         self.shape = self._read(0).shape

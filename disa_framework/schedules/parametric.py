@@ -57,9 +57,10 @@ class Logistic(_Curve):
 
     def value(self, u: float) -> float:
         def rising(at: float) -> float:
-            return 1 / (1 + math.exp(-self.steepness * (at - self.midpoint)))
+            return math.tanh(self.steepness * (at - self.midpoint) / 2)
 
-        share = (rising(1.0) - rising(u)) / (rising(1.0) - rising(0.0))
+        whole = rising(1.0) - rising(0.0)
+        share = (rising(1.0) - rising(u)) / whole if whole else 1.0 - u  # which it nears as steepness nears 0
         return self.late + (self.early - self.late) * share
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from disa_framework.generation import Observer, StageRecord, generate
+from disa_framework.generation import Observer, StageRecord, advance, evaluating, generate, sample_stage
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.noise import PhiloxNoise
@@ -166,6 +166,7 @@ class ModelContract:
 
     def test_guidance_of_scale_1_is_none_and_costs_nothing(self, model: ARDiffusionModel) -> None:
         results, costs = [], []
+        self.draw(model)  # what is made once is made
         for guidance in (None, Guidance(1.0), Guidance(3.0)):
             with Work() as work:
                 results.append(self.draw(model, guidance=guidance))
@@ -180,6 +181,40 @@ class ModelContract:
         unconditional = self.draw(model, solver=solver, condition=None)
         bound = self.tolerance * max(1.0, unconditional.abs().max().item())
         torch.testing.assert_close(guided, unconditional, rtol=0, atol=bound)
+
+    def test_guidance_acts_however_few_stages_there_are(self, model: ARDiffusionModel) -> None:
+        if model.num_classes == 1:
+            return  # whose only class says nothing
+        for num_stages in self.stages(model):
+            plain, guided = (self.draw(model, num_stages=num_stages, guidance=Guidance(s)) for s in (1.0, 5.0))
+            assert not torch.allclose(plain, guided, rtol=0, atol=self.tolerance), num_stages
+
+    def test_guidance_between_the_times_of_the_head_is_none(self, model: ARDiffusionModel) -> None:
+        plain, guided = self.draw(model), self.draw(model, guidance=Guidance(5.0, interval=(0.41, 0.42)))
+        bound = self.tolerance * max(1.0, plain.abs().max().item())
+        torch.testing.assert_close(guided, plain, rtol=0, atol=bound)
+
+    # --- states -----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def test_a_state_can_be_gone_on_with_twice(self, model: ARDiffusionModel) -> None:
+        places, solver = torch.arange(3), self.solver(model)
+        stages = min(max(4, model.min_stages), model.max_stages)
+        noise = PhiloxNoise(5, places)
+
+        def rest(state: Any) -> Tensor:
+            return model.finish(advance(model, state, range(1, stages), lambda *_: 3, solver, noise))
+
+        with evaluating(model):
+            state = model.begin(self.condition(model, places), stages, Guidance(2.0), noise, len(places))
+            first = model.propose(state, 0)
+            tokens = sample_stage(model, first, 0, 3, solver, noise)
+            again = sample_stage(model, model.propose(state, 0), 0, 3, solver, noise)
+            assert torch.equal(tokens, again)
+            elsewhere = rest(model.accept(state, first, tokens + 1))
+            latents = rest(model.accept(state, first, tokens))
+        assert torch.equal(latents, self.draw(model, guidance=Guidance(2.0)))
+        assert not torch.equal(latents, elsewhere)
 
     # --- inputs -----------------------------------------------------------------------------------------
 

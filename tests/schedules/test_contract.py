@@ -98,3 +98,9 @@ def test_a_file_may_give_the_name_of_a_published_schedule_alone(tmp_path: Path) 
     path = tmp_path / "short.yaml"
     path.write_text("{class_path: Linear, init_args: {early: 25, late: 5}}")
     assert load_schedule(path).budget(3) == (25, 15, 5)
+
+
+def test_a_logistic_fall_may_be_a_cliff_or_a_ramp() -> None:
+    assert Logistic(50, 5, 0.5, 5000.0).budget(8) == TwoStage(50, 5).budget(8)
+    ramp, line = Logistic(50, 5, 0.5, 1e-17), Linear(50, 5)
+    assert all(abs(a - b) <= 1 for a, b in zip(ramp.budget(8), line.budget(8), strict=True))  # one rounds, one cuts
