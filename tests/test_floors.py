@@ -17,6 +17,7 @@ ROOT = Path(disa_framework.__file__).parent
 PACKAGE = disa_framework.__name__
 
 FLOORS = (
+    ("devices",),
     ("noise", "guidance", "files", "memory", "models.attention", "models.compiling", "models.graphs", "models.linear"),
     ("page", "solvers", "schedules", "models.layers"),
     ("models", "trajectory"),
@@ -27,7 +28,7 @@ FLOORS = (
     ("diagnostics", "bench"),
     ("cli",),
 )
-PLAIN = FLOORS[:4]  # these know PyTorch alone, and print nothing
+PLAIN = FLOORS[:5]  # these know PyTorch alone, and print nothing
 OPTIONAL = {"diffusers", "flash_attn", "matplotlib", "transformers"}  # imported where they are used
 PLAIN_MAY_IMPORT = {"torch", "safetensors", "yaml", *sys.stdlib_module_names}
 SHARED = {"metrics", "data", "callbacks"}  # which may use each other

@@ -146,7 +146,7 @@ class FlowAR(ARDiffusionModel):
         self.decoder_norm = RMSNorm(width)
         self.diffusion_pos_embed_learned = positions()
         self.flownet = FlowHead(latent_channels, width, head_depth, head_width, cross_attention)
-        self._known_tables: dict[torch.device, list[Tables]] = {}
+        self._known_tables: dict[tuple[torch.device, bool], list[Tables]] = {}
         self.register_buffer("mask", block_causal_mask(sizes))
         self._initialize()
 
@@ -214,10 +214,10 @@ class FlowAR(ARDiffusionModel):
 
     def _tables_of_stages(self) -> list[Tables]:
         """Made once for a device: positions would be brought there for every batch, and be waited for."""
-        if self.device not in self._known_tables:
-            with torch.inference_mode(False), torch.no_grad():  # whoever asks next may be training
-                self._known_tables[self.device] = [self.tables([s]) for s in self.scales]
-        return self._known_tables[self.device]
+        key = self.device, torch.is_inference_mode_enabled()  # whose tensors are of no use outside of it
+        if key not in self._known_tables:
+            self._known_tables[key] = [self.tables([s]) for s in self.scales]
+        return self._known_tables[key]
 
     def next_input(self, tokens: Tensor, stage: int) -> Tensor:
         """Tokens `[B, n, C]` of a stage as the next one sees them: enlarged to the full side (bicubic), and averaged
