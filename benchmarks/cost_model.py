@@ -1,11 +1,11 @@
 """Does the cost model know how long a budget takes that it was not fitted on?
 
-    python -m benchmarks.cost_model [--threads 1] [--rounds 3] [--repeats 3] [--device cpu]
+    python -m benchmarks.cost_model [--threads 1] [--rounds 12] [--repeats 1] [--device cpu]
 
 Fits it on MixtureAR (16 tokens, batches of 1,000) and on a MAR as configs/digits/mar.yaml has it, with random weights
 (16 tokens, batches of 64), and prints predicted and measured milliseconds of a batch, and the median relative error.
-Fits and checks take turns, and the table has medians over the rounds: a machine that others slow down for a while
-does so to both.
+Fits and checks take turns of a few seconds, and the table has medians over the rounds: a machine that others slow down
+for a while does so to both.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, r
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
