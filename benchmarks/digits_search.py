@@ -155,9 +155,9 @@ def timed(module: ARDiffusionModule, points: dict[str, Point], names: Sequence[s
     """Markdown: what these cost on the clock."""
     meter = Meter(module, None, torch.tensor(in_turn(range(10), 250)), 250, {"accelerator": "cpu"})
     lines = ["| cheapest within the spread | head evaluations | distance | ms per image |", "|---|---|---|---|"]
-    for name in names:
-        point = points[name]
-        time = 1e3 * meter.latency(point.setting)
+    latencies = meter.latencies([points[name].setting for name in names])
+    for name, latency in zip(names, latencies, strict=True):
+        point, time = points[name], 1e3 * latency
         title = f"{name} ({point.setting.num_stages} stages: {' '.join(map(str, point.setting.budget))})"
         lines.append(f"| {title} | {point.evaluations} | {_spread(point.distances)} | {time:.2f} |")
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,10 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, capsys: pyte
     url = f"sqlite:///{tmp_path}/mine.db"
     folder = search([*timed, "3", "--storage", url])
     cost = next(folder.glob("cost-*.json")).read_bytes()
-    assert "% off, in the median over budgets they were not fitted to" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "% off, in the median over budgets they were not fitted to" in out and faster(out) >= 1.3
+    _, winner, *_, baseline = (line.split() for line in out.splitlines() if "→" in line)
+    assert float(baseline[-4]) / float(winner[-4]) == pytest.approx(faster(out), rel=0.01)  # timed once
     before = trials(folder)
     search([*timed, "5", "--storage", url])
     after = trials(folder)  # those over the limit are listed too, and timing decides how many there are
@@ -102,6 +106,24 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, capsys: pyte
     assert sum(trial.state.is_finished() for trial in kept) == len(after)
     with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
         search([*timed, "6", "--storage", url, "--seed", "1"])
+
+
+def faster(out: str) -> float:
+    """How many times as fast as the baseline something was, as it says."""
+    said = re.search(r"it takes (.+) ms an image, within the limit of (.+); the baseline.* takes (.+) times", out)
+    assert said is not None and float(said[1]) <= float(said[2])
+    return float(said[3])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("method", ["calibrate", "adapt"])
+def test_what_is_found_without_trials_is_as_fast_as_asked(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ["--speedup", "1.5", "--unit", "seconds", "--batch_size", "200"]
+    folder = search([*SMALL, *limit, "--method", method, "--profile_samples", "200", "--output", str(tmp_path)])
+    assert load_schedule(folder / "best_schedule.yaml").reads_signals == (method == "adapt")
+    assert faster(capsys.readouterr().out) >= 1.5
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")

@@ -98,7 +98,7 @@ def _make_parser() -> ArgumentParser:
     add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")
     add("--profile_stride", type=PositiveInt, default=1, help="Calibration: measure every so many stages.")
     add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
-    add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
+    add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline, timed in turn.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
     add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
     add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")

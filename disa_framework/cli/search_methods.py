@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,10 @@ from disa_framework.search.calibration import Profile, measure_profile
 from disa_framework.search.knapsack import best_within
 from disa_framework.search.learning import learn
 from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Costs, Objective
+from disa_framework.search.objective import Costs, Objective, filled
 from disa_framework.search.report import (
     candidates,
     compare,
-    meeting_the_limit,
     state,
     summary,
     table,
@@ -51,6 +50,7 @@ from disa_framework.search.study import (
     ranked,
 )  # fmt: skip
 from disa_framework.search.study import search as run_study
+from disa_framework.search.timing import Timed, meeting_the_limit
 
 _DECIDES_TRIALS = (
     "model", "tokenizer", "schedule", "solver", "guidance", "num_stages", "cache", "seed", "labels", "metric", "space",
@@ -104,15 +104,22 @@ def _study(task: Task) -> None:
     finalists, seeds = min(task.config.finalists, len(ranked(study))), task.config.seeds
     with tqdm(total=AGAIN * finalists, unit="draw", desc="finalists", disable=finalists < 2) as bar:
         best = choose(study, objective, finalists, bar.update)
-    setting = meeting_the_limit(objective, objective.setting(best))
-    _write(task, setting, "best_schedule", "best_config")
-    compared = candidates(study, objective, best, setting)
+    chosen = objective.setting(best)
+    compared = candidates(study, objective, best, chosen)
+
+    def within(limit: float) -> Setting:
+        return chosen if task.costs(chosen) <= limit else filled(chosen, task.costs, limit, task.space.schedule.least)
+
+    winner, *rivals = compared
+    timed = _timed(task, within, [compared[name] for name in rivals])
+    compared[winner] = timed.setting
+    _write(task, timed.setting, "best_schedule", "best_config")
     with tqdm(total=seeds * len(compared), unit="draw", desc="comparison") as bar:
-        rows = compare(study, objective, compared, seeds, bar.update)
+        rows = compare(study, objective, compared, timed.latencies, seeds, bar.update)
     budgets = {row.name: row.setting.budget for row in rows}
-    title = f"Step schedules within {limit:.4g} {objective.unit} per image"
+    title = f"Step schedules within {limit:.4g} {objective.costs.unit} per image"
     write_page(task.folder / "report.html", study, objective, rows, budgets, title)
-    print(*aligned(table(rows, objective.unit)), sep="\n")
+    print(*aligned(table(rows, task.costs.unit)), sep="\n")
     print(f"{summary(study)}; winner: {task.folder / 'best_schedule.yaml'}, more: {task.folder / 'report.html'}")
 
 
@@ -140,7 +147,7 @@ def _pareto(task: Task) -> None:
         setting, (distance, cost) = objective.setting(trial), trial.values
         path = _write(task, setting, f"front/{place:02}", f"configs/{place:02}")
         budgets[f"{cost:.4g}"] = setting.budget
-        print(f"{path}: distance {distance:.4g} at {cost:.4g} {objective.unit} per image")
+        print(f"{path}: distance {distance:.4g} at {cost:.4g} {objective.costs.unit} per image")
     write_page(task.folder / "report.html", study, objective, [], budgets, "Pareto front of step schedules")
     print(f"{summary(study)}; more: {task.folder / 'report.html'}")
 
@@ -188,16 +195,20 @@ def _profiled_starts(task: Task, limit: float) -> dict[str, Start]:
 def _find(task: Task) -> None:
     """A schedule that is found without images."""
     base = Setting.of(task.meter.module)
-    schedule = WITHOUT_TRIALS[task.config.method](task, _given(task.limit), base)
-    setting = replace(base, schedule=schedule)
-    print(f"{schedule}: {_write(task, setting, 'best_schedule', 'best_config')}")
-    if task.costs.model(base).unit == "seconds" and not schedule.reads_signals:
-        _say_time(task.meter.latency(setting), _given(task.limit))
+
+    def within(limit: float) -> Setting:
+        return replace(base, schedule=WITHOUT_TRIALS[task.config.method](task, limit, base))
+
+    setting = _timed(task, within, [base]).setting
+    print(f"{setting.schedule}: {_write(task, setting, 'best_schedule', 'best_config')}")
 
 
-def _say_time(latency: float, limit: float) -> None:
-    missed = f", above the limit of {1000 * limit:.4g}: give a lower one" if latency > limit else ""
-    print(f"timed, it takes {1000 * latency:.4g} ms an image{missed}")
+def _timed(task: Task, within: Callable[[float], Setting], rivals: Sequence[Setting]) -> Timed:
+    """What is found within the limit, and says how long it takes, where the limit is in seconds."""
+    timed = meeting_the_limit(task.meter, task.costs, within, _given(task.limit), rivals, task.config.speedup)
+    if timed.latencies:
+        print(timed)
+    return timed
 
 
 def _given(limit: float | None) -> float:

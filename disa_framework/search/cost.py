@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -24,8 +24,9 @@ from disa_framework.files import write_atomically
 from disa_framework.generation import Observer, StageRecord
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import PerStage, StepSchedule
+from disa_framework.schedules import PerStage
 from disa_framework.schedules.base import Budget, check_budget
+from disa_framework.search.space import Setting
 from disa_framework.solvers import Process, Solver
 
 Clock = Callable[[], float]
@@ -169,7 +170,7 @@ def measure_cost(
             f"the budgets must vary the head evaluations of every stage; all give stage {alike[0]} "
             f"{counts[0, alike[0]]}"
         )
-    times = _times(module, condition, batch_size, timed, repeats, clock, by_stage=True)
+    times = _times(module, condition, batch_size, _drawn_with(module, timed), repeats, clock, by_stage=True)
     fixed, backbone, head = (seconds / batch_size for seconds in _fit(times.diff(dim=-1), counts.double()))
     return CostModel(
         fixed=fixed.item(),
@@ -186,14 +187,16 @@ def measure_latency(
     module: ARDiffusionModule,
     condition: Condition | None,
     batch_size: int,
-    budgets: Sequence[Sequence[int]],
+    settings: Sequence[Setting],
     *,
     repeats: int = 5,
     clock: Clock = time.perf_counter,
 ) -> list[float]:
-    """Seconds per image at each of the budgets, medians over whole runs; other arguments as of `measure_cost`."""
-    checked = [check_budget(budget, module.num_stages) for budget in budgets]
-    times = _times(module, condition, batch_size, checked, repeats, clock, by_stage=False)
+    """Seconds per image with each of the settings, medians over whole runs; other arguments as of `measure_cost`.
+
+    They are drawn with in turn, so that a slow spell of the machine meets all alike.
+    """
+    times = _times(module, condition, batch_size, settings, repeats, clock, by_stage=False)
     return (_median(times[..., -1] - times[..., 0]) / batch_size).tolist()
 
 
@@ -213,7 +216,8 @@ def held_out_error(
     """
     if model.unit != "seconds":
         raise ValueError(f"the cost model counts {model.unit}, which no clock can check: fit one with measure_cost")
-    measured = measure_latency(module, condition, model.batch_size, budgets, repeats=repeats, clock=clock)
+    settings = _drawn_with(module, budgets)
+    measured = measure_latency(module, condition, model.batch_size, settings, repeats=repeats, clock=clock)
     return [
         Prediction(tuple(budget), model(budget), seconds) for budget, seconds in zip(budgets, measured, strict=True)
     ]
@@ -228,6 +232,12 @@ def _taking_turns(num_stages: int) -> list[Budget]:
     """Each stage has each count once, and all budgets take about as long."""
     n = len(_TIMED_STEPS)
     return [tuple(_TIMED_STEPS[(k + shift) % n] for k in range(num_stages)) for shift in range(n)]
+
+
+def _drawn_with(module: ARDiffusionModule, budgets: Sequence[Sequence[int]]) -> list[Setting]:
+    """The module's setting with each of the budgets."""
+    checked = [check_budget(budget, module.num_stages) for budget in budgets]
+    return [replace(Setting.of(module), schedule=PerStage(budget)) for budget in checked]
 
 
 class _Stopwatch(Observer):
@@ -257,39 +267,38 @@ def _times(
     module: ARDiffusionModule,
     condition: Condition | None,
     batch_size: int,
-    budgets: Sequence[Budget],
+    settings: Sequence[Setting],
     repeats: int,
     clock: Clock,
     by_stage: bool,
 ) -> Tensor:
     """`[R, b, 2 K + 3]`, or `[R, b, 2]` of whole runs."""
     if repeats < 1:
-        raise ValueError(f"at least 1 run of each budget must be timed, got repeats={repeats}")
+        raise ValueError(f"at least 1 run of each setting must be timed, got repeats={repeats}")
     if condition is not None and len(condition) != batch_size:
         raise ValueError(f"a batch of {batch_size} needs as many labels or prompts, got {len(condition)}")
     indices = torch.arange(batch_size)
 
-    def run(budget: Budget) -> list[float]:
+    def run(setting: Setting) -> list[float]:
         watch = _Stopwatch(module.model.device, clock)
-        with _set_up(module, PerStage(budget), [watch] if by_stage else []):
+        with setting.applied(module), _observed(module, [watch] if by_stage else []):
             watch.press()
             module.draw(condition, indices)
             watch.press()
         return watch.times
 
-    rounds = [[run(budget) for budget in budgets] for _ in range(1 + repeats)]
+    rounds = [[run(setting) for setting in settings] for _ in range(1 + repeats)]
     return torch.tensor(rounds[1:], dtype=torch.float64)  # the first round makes tables and warms up
 
 
 @contextmanager
-def _set_up(module: ARDiffusionModule, schedule: StepSchedule, observers: Sequence[Observer]) -> Iterator[None]:
-    """The module with another schedule and other observers, for a while."""
-    before = module.schedule, module.observers
-    module.schedule, module.observers = schedule, observers
+def _observed(module: ARDiffusionModule, observers: Sequence[Observer]) -> Iterator[None]:
+    """The module with other observers, for a while."""
+    before, module.observers = module.observers, observers
     try:
         yield
     finally:
-        module.schedule, module.observers = before
+        module.observers = before
 
 
 def _fit(laps: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ sums of the metric are added up. Images are not kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -97,11 +97,11 @@ class Meter(Callback):
             raise ValueError(f"the distance of {count} images is {value}")
         return value
 
-    def latency(self, setting: Setting) -> float:
-        """Seconds per image, timed on this process alone."""
+    def latencies(self, settings: Sequence[Setting]) -> list[float]:
+        """Seconds per image with each of the settings, timed in turn on this process alone."""
         asked = None if self.condition is None else cycled(self.condition, self.batch_size)
-        with self.on_device(), setting.applied(self.module):
-            return measure_latency(self.module, asked, self.batch_size, [setting.budget], repeats=_TIMED)[0]
+        with self.on_device():
+            return measure_latency(self.module, asked, self.batch_size, settings, repeats=_TIMED)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:

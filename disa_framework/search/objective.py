@@ -13,7 +13,7 @@ from disa_framework.generation import check_request
 from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage
-from disa_framework.search.cost import CostModel
+from disa_framework.search.cost import CostModel, Unit
 from disa_framework.search.meter import Meter
 from disa_framework.search.space import Setting, Space
 
@@ -45,6 +45,11 @@ class Costs:
 
     def __call__(self, setting: Setting) -> float:
         return self.model(setting)(setting.budget)
+
+    @property
+    def unit(self) -> Unit:
+        """The same for all settings."""
+        return self.model(Setting.of(self.module)).unit
 
 
 def filled(setting: Setting, costs: Costs, limit: float, least: int = 1) -> Setting:
@@ -93,11 +98,6 @@ class Objective:
         self.base = Setting.of(meter.module)
         meter.check(self.rungs)
 
-    @property
-    def unit(self) -> str:
-        """Of costs: seconds or evaluations."""
-        return self.costs.model(self.base).unit
-
     def check(self) -> None:
         """Raises a ValueError for what cannot be chosen, and one that names the cheapest cost if that is too much."""
         self.space.check(self.base)
@@ -105,12 +105,12 @@ class Objective:
             check_request(self.meter.module.model, count, None)
         if self.space.refresh:
             check_cache(self.meter.module.model, Lazy())
-            if self.unit != "seconds":
+            if self.costs.unit != "seconds":
                 raise ValueError("caching saves time, not evaluations: choose --space.refresh under a limit in seconds")
         least = min(map(self.costs, self.space.cheapest(self.base)))
         if self.limit is not None and least > self.limit:
             raise ValueError(
-                f"no schedule of this space meets a limit of {self.limit:.6g} {self.unit} per image: "
+                f"no schedule of this space meets a limit of {self.limit:.6g} {self.costs.unit} per image: "
                 f"the fastest takes {least:.6g}"
             )
 

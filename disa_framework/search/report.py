@@ -11,7 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +23,13 @@ from disa_framework import page
 from disa_framework.files import write_atomically
 from disa_framework.page import picture
 from disa_framework.schedules import Budget
-from disa_framework.search.objective import Objective, filled
+from disa_framework.search.objective import Objective
 from disa_framework.search.space import Setting
 from disa_framework.search.study import measured, over_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TIMINGS, _SHAVED = 6, 0.99
 _HEIGHT = 4.5  # of pictures, in inches
 _COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "steps_of", "error")
 
@@ -82,27 +81,6 @@ class Row(Measured):
     latency: float | None
 
 
-def meeting_the_limit(objective: Objective, setting: Setting) -> Setting:
-    """The setting; where costs are seconds, with as many of its steps as meet the limit when it is timed.
-
-    Raises:
-        ValueError: if even far fewer steps take too long.
-    """
-    if objective.limit is None or objective.unit != "seconds":
-        return setting
-    aim, found = objective.limit, setting
-    for _ in range(_TIMINGS):
-        latency = objective.meter.latency(found)
-        if latency <= objective.limit:
-            return found
-        aim *= _SHAVED * objective.limit / latency
-        found = filled(setting, objective.costs, aim, objective.space.schedule.least)
-    raise ValueError(
-        f"the winner was to take {objective.limit:.6g} seconds per image, but with ever fewer steps it still takes "
-        f"{latency:.6g} when it is timed: measure costs anew, or allow more"
-    )
-
-
 def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
     """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is.
 
@@ -140,12 +118,14 @@ def compare(
     study: Study,
     objective: Objective,
     settings: Mapping[str, Setting],
+    latencies: Sequence[float],
     seeds: int,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Row]:
     """Measures settings with noise that has decided nothing; what the study has measured before is not drawn again.
 
     Args:
+        latencies: seconds per image of each; none where costs are no seconds.
         seeds: how many.
         progress: called when a setting has been measured with a seed.
     """
@@ -156,14 +136,10 @@ def compare(
             setting,
             tuple(measured(study, objective, setting, seed, progress) for seed in range(first, first + seeds)),
             objective.costs(setting),
-            _latency(objective, setting),
+            latency,
         )
-        for name, setting in settings.items()
+        for (name, setting), latency in zip_longest(settings.items(), latencies)
     ]
-
-
-def _latency(objective: Objective, setting: Setting) -> float | None:
-    return objective.meter.latency(setting) if objective.unit == "seconds" else None
 
 
 def write_trials(path: Path, study: Study) -> None:
@@ -208,7 +184,7 @@ def write_page(
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
     body = [page.paragraph(summary(study))]
     if rows:
-        body.append(page.table(table(rows, objective.unit)))
+        body.append(page.table(table(rows, objective.costs.unit)))
     if error := cost_error(rows):
         off = f"Predicted and timed latency differ by {100 * error:.1f} % (median over the rows)."
         body.append(page.paragraph(off))
@@ -267,7 +243,7 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
         axes.errorbar(row.cost, row.mean, row.spread, fmt="o", capsize=3, label=f"{row.name}, other noise")
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
-    axes.set(xlabel=f"cost ({objective.unit} per image)", ylabel="distance")
+    axes.set(xlabel=f"cost ({objective.costs.unit} per image)", ylabel="distance")
     axes.legend(loc="upper right", fontsize="small")
 
 

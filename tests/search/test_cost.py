@@ -27,6 +27,7 @@ from disa_framework.search import (
     median_error,
     pareto_front,
 )
+from disa_framework.search.space import Setting
 from disa_framework.solvers import DDIM, DDPM, Cosine, DPMSolverPP, Heun, LinearFlow, Nodes, Solver, Spaced
 from disa_framework.solvers.table import Step
 
@@ -169,20 +170,39 @@ def test_no_cost_comes_out_negative(setup: Callable[[int], float]) -> None:
 def test_the_module_is_left_as_it_was() -> None:
     clock = Clock()
     module = slow_module(clock, schedule=Linear(9, 3))
-    schedule, observers = module.schedule, module.observers
-    measure_latency(module, labels(), BATCH, [(3,) * K], repeats=1, clock=clock)
+    before, observers = Setting.of(module), module.observers
+    other = replace(before, schedule=Constant(3), solver=DDIM(), num_stages=2)
+    measure_latency(module, labels(), BATCH, [other], repeats=1, clock=clock)
     with pytest.raises(ValueError, match="labels must lie in"):
-        measure_latency(module, labels() - 1, BATCH, [(3,) * K], clock=clock)
-    assert module.schedule is schedule and module.observers is observers
+        measure_latency(module, labels() - 1, BATCH, [other], clock=clock)
+    assert Setting.of(module) == before and module.observers is observers
 
 
 def test_latency_is_seconds_per_image() -> None:
     clock = Clock()
     module = slow_module(clock)
+    three = replace(Setting.of(module), schedule=Constant(3))
     alone, together = (
-        measure_latency(module, labels(count), count, [(3,) * K], repeats=1, clock=clock)[0] for count in (1, BATCH)
+        measure_latency(module, labels(count), count, [three], repeats=1, clock=clock)[0] for count in (1, BATCH)
     )
     assert alone == pytest.approx(BATCH * together)
+
+
+def test_settings_that_differ_in_more_than_steps_are_timed_in_turn() -> None:
+    clock = Clock()
+    model = Slow(clock)
+    base = Setting.of(slow_module(clock))
+    model.interrupt = lambda run, stage: 100.0 * (run > 6)  # the machine is slow from the fourth round on
+    settings = [replace(base, schedule=Linear(9, 3)), replace(base, schedule=Constant(4), num_stages=2)]
+    many, few = measure_latency(slow_module(clock, model=model), labels(), BATCH, settings, repeats=4, clock=clock)
+
+    def seconds(setting: Setting) -> float:
+        heads = sum(n * h for n, h in zip(setting.budget, HEAD, strict=False))
+        return FIXED + sum(BACKBONE[: setting.num_stages]) + setting.num_stages * SETUP + heads
+
+    slowed = {setting.num_stages: 100.0 * setting.num_stages for setting in settings}
+    for latency, setting in zip((many, few), settings, strict=True):
+        assert latency * BATCH == pytest.approx(seconds(setting) + slowed[setting.num_stages] / 2)
 
 
 # --- counting ---------------------------------------------------------------------------------------------
@@ -266,7 +286,7 @@ def test_runs_that_tell_nothing_are_refused() -> None:
         measure_cost(module, labels(), BATCH, budgets=[(5,) * K, (9, 9, 5, 9)], clock=clock)
     with pytest.raises(ValueError, match="a batch of 8 needs as many labels or prompts, got 3"):
         measure_cost(module, labels(3), BATCH, clock=clock)
-    with pytest.raises(ValueError, match="at least 1 run of each budget must be timed, got repeats=0"):
-        measure_latency(module, labels(), BATCH, [(5,) * K], repeats=0, clock=clock)
+    with pytest.raises(ValueError, match="at least 1 run of each setting must be timed, got repeats=0"):
+        measure_latency(module, labels(), BATCH, [Setting.of(module)], repeats=0, clock=clock)
     with pytest.raises(ValueError, match="counts evaluations, which no clock can check"):
         held_out_error(analytic_cost(module), module, labels(), [(5,) * K], clock=clock)

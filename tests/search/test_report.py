@@ -12,14 +12,12 @@ import pytest
 from optuna import Study
 
 from disa_framework.schedules import Constant, Linear, PerStage
-from disa_framework.search.cost import CostModel
-from disa_framework.search.objective import Costs, Objective
+from disa_framework.search.objective import Objective
 from disa_framework.search.report import (
     candidates,
     compare,
     cost_error,
     importance,
-    meeting_the_limit,
     pareto,
     summary,
     table,
@@ -47,33 +45,6 @@ def study(objective: Objective) -> Study:
     return search(objective, 14, starts=STARTS)
 
 
-def in_seconds(monkeypatch: pytest.MonkeyPatch, objective: Objective, per_step: float) -> Objective:
-    """The objective with a limit of a second, in which 24 steps were to fit, and a clock of its own."""
-    process = objective.meter.module.model.process
-    model = CostModel(0.0, (0.0,) * STAGES, (1 / 24,) * STAGES, process, DDPM())
-    monkeypatch.setattr(objective, "costs", Costs(objective.meter.module, lambda _: model))
-    monkeypatch.setattr(objective, "limit", 1.0)
-    monkeypatch.setattr(objective.meter, "latency", lambda setting: sum(setting.budget) * per_step)
-    return objective
-
-
-def test_the_winner_meets_the_limit_when_it_is_timed(
-    study: Study, objective: Objective, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    best = ranked(study)[0]
-    setting = objective.setting(best)
-    assert meeting_the_limit(objective, setting) == setting  # evaluations need no clock
-    in_seconds(monkeypatch, objective, 1 / 24)
-    assert meeting_the_limit(objective, setting) == setting
-    in_seconds(monkeypatch, objective, 1 / 20)
-    found = meeting_the_limit(objective, setting)
-    assert 16 <= sum(found.budget) <= 20
-    assert all(fewer <= steps for fewer, steps in zip(found.budget, setting.budget, strict=True))
-    in_seconds(monkeypatch, objective, 1.0)
-    with pytest.raises(ValueError, match="was to take 1 seconds per image, but with ever fewer steps it still takes 4"):
-        meeting_the_limit(objective, setting)
-
-
 def test_a_study_without_a_whole_trial_says_why() -> None:
     module = mixture_module()
     module.solver = Faulty(most=1)
@@ -99,7 +70,7 @@ def test_the_comparison_has_the_best_of_each_family_and_other_noise(study: Study
     like_it = candidates(study, objective, sampled, warm)[f"{start}, else as the winner"]
     assert like_it.solver == warm.solver and like_it.budget == settings[start].budget
 
-    rows = compare(study, objective, settings, seeds=2)
+    rows = compare(study, objective, settings, [], seeds=2)
     meter = objective.meter
     assert rows[0].distances == tuple(meter.measure(settings["winner"], 96, seed) for seed in (1, 2))
     assert sampled.value not in rows[0].distances and rows[0].spread > 0
@@ -113,14 +84,13 @@ def test_a_comparison_is_not_drawn_twice(
     study: Study, objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"ours": Setting(PerStage([5, 4, 3, 2]), DDPM(), objective.base.guidance, STAGES)}
-    rows = compare(study, objective, settings, seeds=2)
+    rows = compare(study, objective, settings, [], seeds=2)
     monkeypatch.setattr(objective.meter, "measure", None)
-    assert compare(study, objective, settings, seeds=2) == rows
-    in_seconds(monkeypatch, objective, 1 / 20)
-    timed = compare(study, objective, settings, seeds=1)
-    assert timed[0].latency == pytest.approx(14 / 20) and timed[0].cost == pytest.approx(14 / 24)
-    assert cost_error(timed) == pytest.approx(1 - 20 / 24) and cost_error(rows) is None
-    assert table(timed, "seconds")[1] == ["ours", "14", "5 → 2", "0.5833", "0.7", f"{timed[0].mean:.4g}"]
+    assert compare(study, objective, settings, [], seeds=2) == rows
+    timed = compare(study, objective, settings, [16.0], seeds=1)
+    assert timed[0].latency == 16 and timed[0].cost == 14
+    assert cost_error(timed) == pytest.approx(2 / 16) and cost_error(rows) is None
+    assert table(timed, "seconds")[1] == ["ours", "14", "5 → 2", "14", "16", f"{timed[0].mean:.4g}"]
 
 
 def test_the_table_of_trials_can_be_read(study: Study, tmp_path: Path) -> None:
@@ -140,7 +110,7 @@ def test_the_table_of_trials_can_be_read(study: Study, tmp_path: Path) -> None:
 
 def test_the_page_shows_everything_in_one_file(study: Study, objective: Objective, tmp_path: Path) -> None:
     best = choose(study, objective)
-    rows = compare(study, objective, candidates(study, objective, best, objective.setting(best)), seeds=2)
+    rows = compare(study, objective, candidates(study, objective, best, objective.setting(best)), [], seeds=2)
     write_page(tmp_path / "a.html", study, objective, rows, {row.name: row.setting.budget for row in rows}, "A <title>")
     page = (tmp_path / "a.html").read_text()
     assert "A &lt;title&gt;" in page and "http" not in page
