@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,11 @@ class Guidance:
         low, high = self.interval
         return self.active and low <= t <= high
 
+    def acts_among(self, times: Iterable[float], scale: float) -> list[bool]:
+        """Whether it acts at each of the times, at a stage of this scale."""
+        return [scale != 1.0 and self.acts(t) for t in times]
 
-def combine(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+
+def combine(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     """`uncond + scale * (cond - uncond)`, equation (6) of the paper with `scale = 1 + w`."""
     return uncond + scale * (cond - uncond)

@@ -4,6 +4,7 @@ from disa_framework.models.autoencoder import Autoencoder
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.causal import CausalAR
 from disa_framework.models.flowar import FlowAR, flowar_huge, flowar_large, flowar_small
+from disa_framework.models.guided import GuidedStep
 from disa_framework.models.harmon import Harmon, harmon_0_5b, harmon_1_5b
 from disa_framework.models.mar import MAR, mar_base, mar_huge, mar_large
 from disa_framework.models.mixture import MixtureAR
@@ -18,6 +19,7 @@ __all__ = [
     "Autoencoder",
     "CausalAR",
     "FlowAR",
+    "GuidedStep",
     "Harmon",
     "Identity",
     "MixtureAR",

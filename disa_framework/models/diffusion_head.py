@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance, combine
+from disa_framework.guidance import Guidance
 from disa_framework.models.compiling import Region
 from disa_framework.models.graphs import Recorded
+from disa_framework.models.guided import GuidedStep
 from disa_framework.models.layers import TimestepEmbedding, modulate
 from disa_framework.models.linear import Linear
 from disa_framework.solvers.ddpm import posterior
@@ -116,19 +117,9 @@ class DiffusionLoss(Recorded):
         net = self.net
 
         def denoiser(nodes: Nodes) -> Step:
-            evaluate = self.bound(self._evaluate, cond=net.cond_embed(z))
-            times = net.time_embed(nodes.on(z.device))
-            acts = [guidance.acts(self.process.unit_time(t)) for t in nodes.times]
-
-            def step(x: Tensor, i: int) -> Tensor:
-                if not acts[i]:
-                    return evaluate(x, times[i])
-                out, null = evaluate(torch.cat((x, x)), times[i]).chunk(2)
-                noise, value = out.chunk(2, dim=-1)
-                # Noise is guided, the variance value stays the conditional branch's.
-                return torch.cat((combine(noise, null[..., : x.shape[-1]], scale), value), dim=-1)
-
-            return step
+            stage, times = self.stage(cond=net.cond_embed(z)), net.time_embed(nodes.on(z.device))
+            acts = guidance.acts_among(map(self.process.unit_time, nodes.times), scale)
+            return GuidedStep(self._evaluate, stage, zip(times), acts, scale)
 
         return denoiser
 

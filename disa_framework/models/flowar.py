@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance, combine
+from disa_framework.guidance import Guidance
 from disa_framework.models.adaptive import (
     AdaptiveBlock,
     RMSNorm,
@@ -26,6 +26,7 @@ from disa_framework.models.adaptive import (
 from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.flow_head import FlowHead
+from disa_framework.models.guided import GuidedStep
 from disa_framework.models.layers import flow_times, patchify, unpatchify
 from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
@@ -262,18 +263,9 @@ class FlowAR(ARDiffusionModel):
         net = self.flownet
 
         def denoiser(nodes: Nodes) -> Step:
-            evaluate = self.bound(net, conditioning=net.condition(z, table))
-            rows = [part.unbind() for part in net.embed_times(flow_times(nodes.on(z.device), z.device))]
-            acts = [scale != 1.0 and guidance.acts(t) for t in nodes.times]
-
-            def step(x: Tensor, i: int) -> Tensor:
-                times = [row[i] for row in rows]
-                if not acts[i]:
-                    return evaluate(x, times)
-                out, null = evaluate(torch.cat((x, x)), times).chunk(2)
-                return combine(out, null, scale)
-
-            return step
+            stage = self.stage(conditioning=net.condition(z, table))
+            times = zip(*net.embed_times(flow_times(nodes.on(z.device), z.device)), strict=True)
+            return GuidedStep(net, stage, zip(times), guidance.acts_among(nodes.times, scale), scale)
 
         return denoiser
 

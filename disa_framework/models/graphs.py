@@ -44,7 +44,7 @@ class Graphs:
 
     def forget(self) -> None:
         """Gives all graphs up, as weights lie elsewhere now, or the model computes in another way."""
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._places: WeakValueDictionary[Hashable, _Places] = WeakValueDictionary()  # lives as long as its graphs
         self._record = _Recorder()
 
@@ -54,44 +54,21 @@ class Graphs:
     def __reduce__(self) -> tuple[Any, ...]:
         return Graphs, (self.most,)  # the copy of a model has weights of its own
 
-    def bind(self, function: Function, **constants: Tree) -> Function:
-        """`inputs -> function(*inputs, **constants)`, by a graph where `torch.inference_mode` is on.
+    def usable(self) -> bool:
+        """Whether evaluations are recorded now: in inference mode, and not under autocast, which keeps rounded weights
+        for itself and drops them. Of that a warning tells."""
+        if torch.is_autocast_enabled("cuda"):
+            warnings.warn("drawing without CUDA graphs, as under mixed precision weights do not stay", stacklevel=2)
+            return False
+        return torch.is_inference_mode_enabled()
 
-        Under autocast, which keeps rounded weights for itself and drops them, the function is called, and a warning
-        says so.
-
-        Args:
-            function: a module or a method of one, by which its graphs are found again: a function that is made anew
-                is recorded anew. What it returns depends on weights, inputs and constants alone.
-            constants: what is fixed for a stage. It is copied when an evaluation first needs it, and not again.
-        """
-        binding = object()
-        found: dict[Hashable, _Graph] = {}
-
-        def evaluate(*inputs: Tree) -> Tensor:
-            if not torch.is_inference_mode_enabled():
-                return function(*inputs, **constants)
-            if torch.is_autocast_enabled("cuda"):
-                warnings.warn("drawing without CUDA graphs, as under mixed precision weights do not stay", stacklevel=2)
-                return function(*inputs, **constants)
-            shapes, tensors = _flat(inputs)
-            if shapes not in found:
-                found[shapes] = self._graph(function, inputs, constants)
-            graph = found[shapes]
-            if graph.constants.source is not binding:
-                graph.constants.fill(_flat(constants)[1], binding)
-            graph.inputs.fill(tensors)
-            graph.replay()
-            return graph.output.clone()  # the next replay writes there
-
-        return evaluate
-
-    def _graph(self, function: Function, inputs: Tree, constants: Tree) -> _Graph:
+    def graph(self, function: Function, inputs: Tree, constants: Tree) -> Graph:
+        """The one for this function and these shapes."""
         key = (function, _flat(inputs)[0], _flat(constants)[0])
         if key not in self._graphs:
             moving, fixed = self._placed("inputs", inputs), self._placed("constants", constants)
             output, replay = self._record(partial(function, *moving.tree, **fixed.tree))
-            self._graphs[key] = _Graph(moving, fixed, output, replay)
+            self._graphs[key] = Graph(moving, fixed, output, replay)
             if len(self) > self.most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -127,13 +104,51 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Graph:
+class Graph:
     """What a function does with what lies in some places, and where it leaves the result."""
 
     inputs: _Places
     constants: _Places
     output: Tensor
     replay: Callable[[], object]
+
+
+class Stage:
+    """Evaluations that share what is fixed for a stage: `stage(function, *inputs) -> function(*inputs, **constants)`.
+
+    Args:
+        graphs: by which functions are evaluated; `None` if they are called.
+        constants: are copied when a graph first needs them, and not again.
+    """
+
+    def __init__(self, graphs: Graphs | None, constants: dict[str, Tree]) -> None:
+        self._graphs, self._constants = graphs, constants
+        self._found: dict[Hashable, Graph] = {}
+
+    @property
+    def recorded(self) -> bool:
+        """Whether functions are evaluated by graphs."""
+        return self._graphs is not None and self._graphs.usable()
+
+    def __call__(self, function: Function, *inputs: Tree) -> Tensor:
+        """
+        Args:
+            function: is found again by being equal: a module, a method of one, or a value that has these; one that is
+                made anew is recorded anew. What it returns depends on weights, inputs and constants alone.
+            inputs: are copied at every call.
+        """
+        if self._graphs is None or not self._graphs.usable():
+            return function(*inputs, **self._constants)
+        shapes, tensors = _flat(inputs)
+        key = function, shapes
+        if key not in self._found:
+            self._found[key] = self._graphs.graph(function, inputs, self._constants)
+        graph = self._found[key]
+        if graph.constants.source is not self:
+            graph.constants.fill(_flat(self._constants)[1], self)
+        graph.inputs.fill(tensors)
+        graph.replay()
+        return graph.output.clone()  # the next replay writes there
 
 
 class _Recorder:
@@ -170,9 +185,9 @@ class Recorded(nn.Module):
 
     graphs: Graphs | None = None
 
-    def bound(self, function: Function, **constants: Tree) -> Function:
-        """`inputs -> function(*inputs, **constants)`; see `Graphs.bind`."""
-        return partial(function, **constants) if self.graphs is None else self.graphs.bind(function, **constants)
+    def stage(self, **constants: Tree) -> Stage:
+        """Evaluates functions of what is fixed for a stage; see `Stage`."""
+        return Stage(self.graphs, constants)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.graphs is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance, combine
+from disa_framework.guidance import Guidance
 from disa_framework.models.adaptive import (
     AdaptiveBlock,
     RMSNorm,
@@ -22,6 +22,7 @@ from disa_framework.models.adaptive import (
 )
 from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.guided import GuidedStep
 from disa_framework.models.layers import TimestepEmbedding, flow_times, patchify, unpatchify
 from disa_framework.models.linear import Linear
 from disa_framework.noise import NoiseSource
@@ -233,20 +234,13 @@ class XAR(ARDiffusionModel):
         device = state.class_embedding.device
 
         def denoiser(nodes: Nodes) -> Step:
-            # The stage is an input, so that graphs of all stages share one copy of the caches.
-            evaluate = self.bound(
-                self._evaluate, embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches
+            constants = self.stage(
+                embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches
             )
-            times = self.time_embed(flow_times(nodes.on(device), device))
-            acts = [scale != 1.0 and state.guidance.acts(t) for t in nodes.times]
-
-            def step(x: Tensor, i: int) -> Tensor:
-                if not acts[i]:
-                    return evaluate(x, times[i], stage)
-                cond, null = evaluate(torch.cat((x, x)), times[i], stage).chunk(2)
-                return combine(cond, null, scale)
-
-            return step
+            # The stage is an input, so that graphs of all stages share one copy of the caches.
+            inputs = ((time, stage) for time in self.time_embed(flow_times(nodes.on(device), device)))
+            acts = state.guidance.acts_among(nodes.times, scale)
+            return GuidedStep(self._evaluate, constants, inputs, acts, scale)
 
         return denoiser
 

@@ -11,17 +11,23 @@ Every sampler here is linear in the state, the network outputs and the noise. Ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from disa_framework.solvers.process import Nodes
 
+_OTHER = 0.5
+
 Step = Callable[[Tensor, int], Tensor]
 """`(x [B, n, D], row) -> out`, `[B, n, D]` or `[B, n, 2 D]` with the variance value behind."""
+
+State = Sequence[Tensor]
+"""`(x_i, m_{i-1}, m_{i-2})`, as many of them as any row of the table reads, `[B, n, D]` each."""
 
 Denoiser = Callable[[Nodes], Step]
 """Prepares a stage for the times of a table, and returns the function that evaluates the head."""
@@ -44,9 +50,65 @@ class Row:
     R: float = 0.0
 
     def __post_init__(self) -> None:
-        broken = [f.name for f in fields(self) if not math.isfinite(getattr(self, f.name))]
+        broken = [f.name for f, factor in zip(fields(self), self.factors, strict=True) if not math.isfinite(factor)]
         if broken:
             raise ValueError(f"coefficients {', '.join(broken)} are not finite in {self}")
+
+    @cached_property
+    def factors(self) -> tuple[float, ...]:
+        """`(P, Q, A, B, C, D, S, R)`."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    @cached_property
+    def pattern(self) -> tuple[float, ...]:
+        """The factors, with one number for all that are neither 0 nor 1."""
+        return tuple(factor if factor in (0, 1) else _OTHER for factor in self.factors)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a row makes of the head's output. Equal updates differ in nothing but the values of their factors.
+
+    Attributes:
+        pattern: of a row, which says where factors are 0 or 1.
+        learns_variance: whether a variance value is behind the output.
+    """
+
+    pattern: tuple[float, ...]
+    learns_variance: bool
+
+    def __call__(
+        self, out: Tensor, state: State, noise: Tensor | None, factors: Sequence[float | Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The next state; `factors` are a row's, as numbers or as scalars of the device."""
+        out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
+        x, *past = state
+        m = _sum(self.pattern[:2], factors[:2], (x, out))
+        x = _sum(self.pattern[2:6], factors[2:6], (x, m, *past))
+        if noise is not None:
+            S, R = factors[6:]
+            spread = noise if value is None or not self.pattern[7] else noise * torch.exp(value * R)
+            x = _plus(x, S, spread)
+        return (x, m, *past)[: len(state)]
+
+
+class FusedStep(ABC):
+    """A step that can do a whole row at once: evaluate the head, and update the state."""
+
+    @property
+    @abstractmethod
+    def fuses(self) -> bool:
+        """Whether it is to."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        """As any step."""
+
+    @abstractmethod
+    def advance(
+        self, i: int, update: Update, state: Tensor, noise: Tensor | None, factors: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """The state after row `i`, as one tensor; the head is given `x` in `dtype`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +134,16 @@ class Table:
         return len(self.rows)
 
     @cached_property
+    def memory(self) -> int:
+        """How many earlier `m` any row reads."""
+        return max(2 if row.D else 1 if row.C else 0 for row in self.rows)
+
+    @cached_property
+    def updates(self) -> tuple[Update, ...]:
+        """Of the rows. There are few different ones, however many rows a table has."""
+        return tuple(Update(row.pattern, self.learns_variance) for row in self.rows)
+
+    @cached_property
     def draws(self) -> int:
         """How many normals a token needs: the initial noise, and one a row up to the last noisy one."""
         return 1 + max((i + 1 for i, row in enumerate(self.rows) if row.S), default=0)
@@ -89,31 +161,53 @@ class Table:
             Tokens `[B, n, D]` in `head_dtype`.
         """
         step = denoise(self.nodes)
-        precision = torch.promote_types(head_dtype, torch.float32)
-        noise = normal(self.draws, precision)
-        x, m1, m2 = noise[0], None, None
-        for i, row in enumerate(self.rows):
-            out = step(x.to(head_dtype), i).to(precision)
-            out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
-            m = _sum((row.P, x), (row.Q, out))
-            x = _sum((row.A, x), (row.B, m), (row.C, m1), (row.D, m2))
-            if row.S and value is not None and row.R:
-                x = torch.addcmul(x, torch.exp(row.R * value), noise[i + 1], value=row.S)
-            elif row.S:
-                x = torch.add(x, noise[i + 1], alpha=row.S)
-            m1, m2 = m, m1
-        return x.to(head_dtype)
+        noise = normal(self.draws, torch.promote_types(head_dtype, torch.float32))
+        if isinstance(step, FusedStep) and step.fuses:
+            return self._advanced(step, noise, head_dtype).to(head_dtype)
+        return self._stepped(step, noise, head_dtype).to(head_dtype)
+
+    def _stepped(self, step: Step, noise: Tensor, head_dtype: torch.dtype) -> Tensor:
+        """Row by row, the head and then its update."""
+        state: State = [noise[0]] * (1 + self.memory)  # first rows read no past
+        for i, (row, update) in enumerate(zip(self.rows, self.updates, strict=True)):
+            out = step(state[0].to(head_dtype), i).to(noise.dtype)
+            state = update(out, state, noise[i + 1] if row.S else None, row.factors)
+        return state[0]
+
+    def _advanced(self, step: FusedStep, noise: Tensor, head_dtype: torch.dtype) -> Tensor:
+        """Row by row, each at once."""
+        state = noise[:1].expand(1 + self.memory, *noise.shape[1:])
+        factors = _on(self.rows, noise.device, noise.dtype)
+        for i, (row, update) in enumerate(zip(self.rows, self.updates, strict=True)):
+            state = step.advance(i, update, state, noise[i + 1] if row.S else None, factors[i], head_dtype)
+        return state[0]
 
 
-def _sum(*terms: tuple[float, Tensor | None]) -> Tensor:
-    """The sum of `factor * tensor`, leaving out factors of 0."""
+@lru_cache(maxsize=4096)
+def _on(rows: tuple[Row, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`[rows, 8]` factors on a device, brought there once."""
+    with torch.inference_mode(False):  # as of the times
+        return torch.tensor([row.factors for row in rows], dtype=dtype, device=device)
+
+
+def _sum(known: Sequence[float], factors: Sequence[float | Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of `factor * tensor`; factors are 0 or 1 where what is known of them is. Those of no tensor are 0."""
     total: Tensor | None = None
-    for factor, tensor in terms:
-        if factor == 0 or tensor is None:
+    for of, factor, tensor in zip(known, factors, tensors, strict=False):
+        if of == 0:
             continue
-        if total is None:
-            total = tensor if factor == 1 else factor * tensor
+        if total is not None:
+            total = _plus(total, factor, tensor)
+        elif of == 1:
+            total = tensor
         else:
-            total = torch.add(total, tensor, alpha=factor)
+            total = factor * tensor
     assert total is not None, "a row must depend on something"
     return total
+
+
+def _plus(total: Tensor, factor: float | Tensor, tensor: Tensor) -> Tensor:
+    """`total + factor * tensor`, in one pass."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(total, tensor, factor)
+    return torch.add(total, tensor, alpha=factor)

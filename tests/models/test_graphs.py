@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from disa_framework import Guidance, generate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
-from disa_framework.models.graphs import Graphs, Recorded, missing_for_graphs, use_graphs, without_graphs
+from disa_framework.models.graphs import Graphs, Recorded, Stage, missing_for_graphs, use_graphs, without_graphs
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear, StepSchedule
-from disa_framework.solvers import DDPM, Euler, EulerMaruyama, Solver
+from disa_framework.solvers import DDPM, DPMSolverPP, Euler, EulerMaruyama, Heun, Solver, Uniform
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
@@ -33,7 +34,8 @@ GUIDED = Guidance(2.0, interval=(0, 0.8))  # steps of both kinds: with an uncond
 
 
 class Case(NamedTuple):
-    """A family, and how many graphs its stages need, with guidance in some of the steps."""
+    """A family, and how many graphs its stages need: rows with and without guidance, and where a solver adds noise,
+    the last one, which adds none."""
 
     make: Callable[[], ARDiffusionModel]
     solver: Solver
@@ -42,14 +44,14 @@ class Case(NamedTuple):
 
 
 CASES = {
-    # Stages of 1, 2 and 3 tokens, with and without guidance; the backbone at each stage.
-    "MAR": Case(lambda: tiny_mar(latent_size=8), DDPM(), 8, 2 * 3 + 8),
-    "CausalAR": Case(tiny_causal, DDPM(), 9, 2),
+    # Stages of 1, 2 and 3 tokens; the backbone at each stage.
+    "MAR": Case(lambda: tiny_mar(latent_size=8), DDPM(), 8, 3 * 3 + 8),
+    "CausalAR": Case(tiny_causal, DDPM(), 9, 3),
     # Stages of the same kind; the language model and all around it are not recorded.
-    "Harmon": Case(lambda: tiny_harmon(TINY_VOCABULARY), DDPM(), 8, 2 * 3),
+    "Harmon": Case(lambda: tiny_harmon(TINY_VOCABULARY), DDPM(), 8, 3 * 3),
     # The first stage is never guided.
     "FlowAR v1": Case(tiny_flowar, Euler(), 3, 1 + 2 * 2),
-    "FlowAR v2": Case(lambda: tiny_flowar(cross_attention=True), EulerMaruyama(), 3, 1 + 2 * 2),
+    "FlowAR v2": Case(lambda: tiny_flowar(cross_attention=True), EulerMaruyama(), 3, 2 + 2 * 3),
     "xAR": Case(tiny_xar, Euler(), 4, 1 + 2 * 3),
 }
 
@@ -82,6 +84,23 @@ def test_a_recorded_model_draws_the_same_and_records_no_more_for_other_steps_see
         assert_same(draw(case, model, *run), latents)
         assert len(graphs_of(model)) == case.graphs
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("solver", [DPMSolverPP(order=3, grid=Uniform()), Heun(), EulerMaruyama()])
+def test_a_solver_with_a_past_draws_the_same_and_needs_a_graph_for_each_kind_of_row(solver: Solver) -> None:
+    case = Case(tiny_flowar, solver, 3, 0)
+    model = case.make()
+    use_graphs(model)
+    counts = []
+    for steps in (*range(1, 13), 17, 23, 30, 50):
+        drawn = draw(case, model, Constant(steps))
+        counts.append(len(graphs_of(model)))
+        with without_graphs(model):
+            assert_same(drawn, draw(case, model, Constant(steps)))
+    assert counts[-4:] == counts[-1:] * 4
+    # Rows that read none, one or two before them, and the last; guided and not but at the first stage; and tables of
+    # few steps, which keep fewer.
+    assert counts[-1] <= 3 * (4 + 2 * (2 * 4))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -138,20 +157,22 @@ def shift(value: float) -> dict[str, list[Tensor | None]]:
 
 
 @torch.inference_mode()
-def test_constants_are_copied_once_a_binding_and_inputs_at_every_call() -> None:
+def test_constants_are_copied_once_a_stage_and_inputs_at_every_call() -> None:
     graphs, constants = Graphs(), shift(1.0)
-    evaluate = graphs.bind(Scaled(), shift=constants)
-    assert evaluate(torch.zeros(3)).tolist() == [2, 2, 2]
+    module, stage = Scaled(), Stage(graphs, {"shift": constants})
+    for function in (module, module.forward):  # which share them
+        assert stage(function, torch.zeros(3)).tolist() == [2, 2, 2]
     assert constants["of"][1] is not None
     constants["of"][1].fill_(5.0)
-    assert evaluate(torch.ones(3)).tolist() == [4, 4, 4]
-    assert graphs.bind(Scaled(), shift=constants)(torch.ones(3)).tolist() == [12, 12, 12]
+    for function in (module, module.forward):
+        assert stage(function, torch.ones(3)).tolist() == [4, 4, 4]
+    assert Stage(graphs, {"shift": constants})(module, torch.ones(3)).tolist() == [12, 12, 12]
 
 
 @torch.inference_mode()
-def test_bindings_that_take_turns_have_constants_of_their_own() -> None:
+def test_stages_that_take_turns_have_constants_of_their_own() -> None:
     graphs, module = Graphs(), Scaled()
-    first, second = (graphs.bind(module, shift=shift(value)) for value in (1.0, 2.0))
+    first, second = (partial(Stage(graphs, {"shift": shift(value)}), module) for value in (1.0, 2.0))
     for size in (1, 3, 1, 3):  # sizes share constants, and have graphs of their own
         x = torch.zeros(size)
         kept = first(x)
@@ -163,7 +184,7 @@ def test_bindings_that_take_turns_have_constants_of_their_own() -> None:
 @torch.inference_mode()
 def test_what_is_no_tensor_and_how_many_tensors_there_are_make_graphs_of_their_own() -> None:
     graphs, module, x = Graphs(), Scaled(), torch.ones(3)
-    plus, minus = (graphs.bind(module, shift=shift(1.0), sign=sign) for sign in (1, -1))
+    plus, minus = (partial(Stage(graphs, {"shift": shift(1.0), "sign": sign}), module) for sign in (1, -1))
     assert plus(x).tolist() == [4, 4, 4] and minus(x).tolist() == [-4, -4, -4] and plus(x, x).tolist() == [6, 6, 6]
     assert plus(x.double()).dtype == torch.float64 and plus(x.expand(2, 3)).shape == (2, 3)
     assert len(graphs) == 5
@@ -175,7 +196,7 @@ def test_the_graph_unused_for_longest_is_given_up_where_there_are_too_many() -> 
 
     def evaluations(size: int) -> int:
         before, x = module.calls, torch.ones(size, 3)
-        assert graphs.bind(module, shift=shift(1.0))(x).tolist() == [[4, 4, 4]] * size
+        assert Stage(graphs, {"shift": shift(1.0)})(module, x).tolist() == [[4, 4, 4]] * size
         return module.calls - before
 
     recorded = evaluations(1)
@@ -186,13 +207,13 @@ def test_the_graph_unused_for_longest_is_given_up_where_there_are_too_many() -> 
 
 def test_with_gradients_or_autocast_the_function_is_called() -> None:
     graphs, module = Graphs(), Scaled()
-    evaluate = graphs.bind(module, shift=shift(1.0))
-    evaluate(torch.ones(3)).sum().backward()
+    stage = Stage(graphs, {"shift": shift(1.0)})
+    stage(module, torch.ones(3)).sum().backward()
     assert module.weight.grad == 6
     torch.set_autocast_enabled("cuda", True)
     try:
         with torch.inference_mode(), pytest.warns(UserWarning, match="without CUDA graphs, as under mixed precision"):
-            assert evaluate(torch.ones(3)).tolist() == [4, 4, 4]
+            assert stage(module, torch.ones(3)).tolist() == [4, 4, 4]
     finally:
         torch.set_autocast_enabled("cuda", False)
     assert len(graphs) == 0
@@ -215,7 +236,7 @@ def test_none_to_be_kept_is_refused() -> None:
 def test_graphs_are_not_stored() -> None:
     graphs = Graphs(most=7)
     with torch.inference_mode():
-        graphs.bind(Scaled(), shift=shift(1.0))(torch.ones(3))
+        Stage(graphs, {"shift": shift(1.0)})(Scaled(), torch.ones(3))
     stored = pickle.loads(pickle.dumps(graphs))
     assert stored.most == 7 and len(stored) == 0 < len(graphs)
 
@@ -256,8 +277,8 @@ def test_on_cuda_it_draws_the_same_and_waits_for_nothing(name: str) -> None:
 def test_on_cuda_a_replay_evaluates_nothing_on_the_host() -> None:
     graphs, module = Graphs(), Scaled().to("cuda")
     with torch.inference_mode():
-        evaluate = graphs.bind(module, shift={"of": [torch.ones(3, device="cuda")]})
-        first = evaluate(torch.zeros(3, device="cuda"))
+        stage = Stage(graphs, {"shift": {"of": [torch.ones(3, device="cuda")]}})
+        first = stage(module, torch.zeros(3, device="cuda"))
         recorded = module.calls
-        assert evaluate(torch.ones(3, device="cuda")).tolist() == [4, 4, 4] and first.tolist() == [2, 2, 2]
+        assert stage(module, torch.ones(3, device="cuda")).tolist() == [4, 4, 4] and first.tolist() == [2, 2, 2]
         assert module.calls == recorded
