@@ -65,7 +65,7 @@ def test_a_search_leaves_a_schedule_that_images_are_drawn_with(
     assert len(sampled) == 10 and all(1 <= float(row["guidance"]) <= 2 for row in sampled)
     assert len({row["temperature"] for row in sampled}) > 2
     assert all(1.1 <= float(row["temperature"]) <= 1.2 for row in sampled if row["solver"].startswith("DDPM"))
-    assert (folder / "report.html").read_text().count("data:image/png") == 3
+    assert (folder / "report.html").read_text().count("data:image/png") == 4
 
     best = min((row for row in rows if row["state"] == "whole"), key=lambda row: float(row["distance"]))
     budget = list(map(int, best["budget"].split()))

@@ -64,7 +64,7 @@ class GuidedStep(FusedStep):
         if not self._stage.recorded:
             return self._scale
         if self._scale_on is None:
-            self._scale_on = torch.full((), self._scale, dtype=x.dtype, device=x.device)
+            self._scale_on = torch.full((), self._scale, dtype=_precision(x), device=x.device)
         return self._scale_on
 
 
@@ -75,11 +75,17 @@ class _Guided:
     head: Head
 
     def __call__(self, x: Tensor, scale: Any, *inputs: Any, **constants: Any) -> Tensor:
-        cond, null = self.head(torch.cat((x, x)), *inputs, **constants).chunk(2)
+        # In bfloat16 the scale itself would be rounded.
+        cond, null = self.head(torch.cat((x, x)), *inputs, **constants).to(_precision(x)).chunk(2)
         D = x.shape[-1]
         if cond.shape[-1] == D:
             return combine(cond, null, scale)
         return torch.cat((combine(cond[..., :D], null[..., :D], scale), cond[..., D:]), dim=-1)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Of guidance, and of the state: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 @dataclass(frozen=True)

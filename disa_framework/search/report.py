@@ -11,7 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap, zip_longest
+from itertools import accumulate, starmap, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,11 +175,14 @@ def state(trial: FrozenTrial) -> str:
 def write_page(
     path: Path, study: Study, objective: Objective, rows: Sequence[Row], budgets: Mapping[str, Budget], title: str
 ) -> None:
-    """A page in one file: the comparison, the Pareto front, budgets of the stages, importance of the parameters."""
+    """A page in one file: the comparison, the Pareto front, budgets of the stages, the trials, importance of the
+    parameters."""
     pictures = {
         "Distance and cost": picture(lambda axes: _plot_front(axes, study, objective, rows), _HEIGHT),
         "Steps of each stage": picture(lambda axes: _plot_budgets(axes, budgets), _HEIGHT),
     }
+    if not objective.pareto:
+        pictures["Distance of each trial"] = picture(lambda axes: _plot_trials(axes, study), _HEIGHT)
     if weights := importance(study):
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
     body = [page.paragraph(summary(study))]
@@ -244,6 +247,20 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
     axes.set(xlabel=f"cost ({objective.costs.unit} per image)", ylabel="distance")
+    axes.legend(loc="upper right", fontsize="small")
+
+
+def _plot_trials(axes: Axes, study: Study) -> None:
+    whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for name, trials in {
+        "starts": [trial for trial in whole if "start" in trial.user_attrs],
+        "chosen by the study": [trial for trial in whole if "start" not in trial.user_attrs],
+    }.items():
+        axes.plot([trial.number for trial in trials], [trial.values[0] for trial in trials], "o", label=name)
+    if whole:
+        best = list(accumulate((trial.values[0] for trial in whole), min))
+        axes.plot([trial.number for trial in whole], best, drawstyle="steps-post", color="tab:gray", label="best")
+    axes.set(xlabel="trial", ylabel="distance")
     axes.legend(loc="upper right", fontsize="small")
 
 

@@ -116,7 +116,7 @@ def test_the_page_shows_everything_in_one_file(study: Study, objective: Objectiv
     assert "A &lt;title&gt;" in page and "http" not in page
     assert page.count("<tr>") == 1 + len(rows)
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
-    assert len(pictures) == 3 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
+    assert len(pictures) == 4 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
 
 
 def test_importance_tells_the_parameter_that_matters() -> None:
