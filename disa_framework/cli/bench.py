@@ -14,15 +14,15 @@ from typing import Any
 
 import lightning
 import torch
-from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
 from disa_framework import bench
 from disa_framework.bench import Case
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import load, requested, with_vae
-from disa_framework.cli.precision import add_precision, settle_precision
+from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
+from disa_framework.cli.precision import settle_precision
 from disa_framework.cli.report import aligned
 from disa_framework.devices import name_of
 from disa_framework.files import write_atomically
@@ -80,16 +80,9 @@ def _make_parser() -> ArgumentParser:
     add("--batch_sizes", "--batch-sizes", type=list[PositiveInt], default=[8], help="Images drawn together.")
     add("--compare", type=list[str] | str, default=[], help="Configurations to time beside this one, by path or name.")
     add("--repeats", type=PositiveInt, default=5, help="Timed rounds, after one that warms up.")
-    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
     add("--random_weights", type=bool, default=False, help="Do without: times hardly depend on them, images do.")
-    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
-    add_precision(parser)
-    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
-    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--output", type=str, default="outputs/bench", help="Folder for the results.")
-    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
-    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
-        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    add_drawing(parser)
     return parser
 
 

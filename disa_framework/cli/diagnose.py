@@ -10,14 +10,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from disa_framework import diagnostics, page
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import load, requested, with_vae
-from disa_framework.cli.precision import add_precision
+from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
 from disa_framework.cli.report import aligned
 from disa_framework.diagnostics import ABLATIONS, PARTS, Case, Diagnosis
 from disa_framework.diagnostics.ablation import plot, save, table
@@ -75,8 +74,6 @@ def _make_parser() -> ArgumentParser:
     add = parser.add_argument
     add("--parts", type=list[str], default=list(PARTS), help="What to measure.")
     add("--ablation", choices=list(ABLATIONS), help="Vary this instead.")
-    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
-    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
     add("--num_samples", type=PositiveInt, default=1000, help="Samples drawn; of an ablation, with each setting.")
     add("--batch_size", type=PositiveInt, default=250, help="Samples drawn together; errors and times are one batch's.")
     add("--steps", type=PositiveInt, default=50, help="Steps at every stage; of an ablation, those that are many.")
@@ -84,14 +81,9 @@ def _make_parser() -> ArgumentParser:
     add("--repeats", type=PositiveInt, default=8, help="Draws from what the head is told, for variance and entropy.")
     add("--stride", type=PositiveInt, default=1, help="Measure errors every so many stages.")
     add("--seeds", type=PositiveInt, default=3, help="Seeds of the noise of an ablation.")
-    add_precision(parser)
-    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
-    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--output", type=str, default="outputs/diagnosis", help="Folder for the results.")
     parser.add_subclass_arguments(Quality, "metric", required=False, help="What an ablation measures.")
-    parser.add_class_arguments(ARDiffusionModule, skip={"optimization", "schedule"}, sub_configs=True)
-    for section in ("data", "optimization", "schedule"):  # other commands' part of a configuration that all read
-        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    add_drawing(parser, unused=("optimization", "schedule"))
     return parser
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from torch import Tensor
 
+from disa_framework.cli.precision import add_precision
 from disa_framework.data import in_turn, read_prompts
 from disa_framework.generation import check_request
 from disa_framework.models import ARDiffusionModel
@@ -19,6 +20,24 @@ from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 
 _AUTOENCODER = "disa_framework.models.Autoencoder"
+
+
+def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ("optimization",)) -> None:
+    """The options of all commands that draw: the module, its weights, and what is asked for.
+
+    Args:
+        unused: parts of the module that the command has no use for. In configurations, which other commands read as
+            well, they and the data of training may be there.
+    """
+    add = parser.add_argument
+    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
+    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
+    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
+    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
+    add_precision(parser)
+    parser.add_class_arguments(ARDiffusionModule, skip=set(unused), sub_configs=True)
+    for section in ("data", *unused):
+        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
 
 
 def with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:

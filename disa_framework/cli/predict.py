@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 from torch import Tensor
 
 from disa_framework.callbacks import Evaluation, ImageWriter, SampleFolder, Throughput
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import classes, digest_of, load, settings_of, with_vae
-from disa_framework.cli.precision import add_precision
+from disa_framework.cli.drawing import add_drawing, classes, digest_of, load, settings_of, with_vae
 from disa_framework.cli.report import report
 from disa_framework.data import RequestData, in_turn, read_prompts
 from disa_framework.generation import check_request
@@ -85,23 +84,16 @@ def command() -> None:
 
 def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-predict", _PREDICT)
-    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
-    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
-        parser.add_argument(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
     add = parser.add_argument
-    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
-    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
     add("--num_images", type=int | None, help="How many images to draw (default: 64, or what the prompts ask for).")
-    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
-    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--images_per_class", type=PositiveInt | None, help="Images of each class, class after class.")
     add("--images_per_prompt", type=PositiveInt, default=4, help="Images of each prompt.")
-    add("--batch_size", type=int, default=64, help="Images drawn together.")
+    add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
     add("--output", type=str, default="outputs/samples", help="Folder for the images.")
     form = Literal["png", "npz", "both", "none"]
     add("--format", type=form, default="png", help="What to keep: PNG files, samples.npz as ADM reads it, or both.")
-    add_precision(parser)
     add("--grid", type=bool, default=False, help="Also write grid.png, the first 100 images.")
+    add_drawing(parser)
     parser.add_class_arguments(Comparison, "evaluate")
     return parser
 

@@ -10,12 +10,11 @@ from typing import Any, Literal, get_args
 
 import optuna
 import torch
-from jsonargparse import SUPPRESS, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import load, requested, settings_of, with_vae
-from disa_framework.cli.precision import add_precision
+from disa_framework.cli.drawing import add_drawing, load, requested, settings_of, with_vae
 from disa_framework.cli.search_methods import METHODS, WITHOUT_TRIALS, Task
 from disa_framework.data import cycled, read_prompts
 from disa_framework.devices import name_of
@@ -101,25 +100,18 @@ def _make_parser() -> ArgumentParser:
     add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline, timed in turn.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
     add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
-    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
-    add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
     add("--trials", type=PositiveInt, default=40, help="Trials in all, of all workers and all runs.")
     add("--rungs", type=list[int], default=list(RUNGS), help="Numbers of images after which poor trials are stopped.")
     add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
     add("--seeds", type=PositiveInt, default=3, help="Seeds of the final comparison, none of which the study used.")
     add("--finalists", type=PositiveInt, default=5, help="Best trials that are drawn twice more before one is chosen.")
     add("--starts", type=list[str], default=[], help="Files of schedules to begin with, besides the hand-made ramps.")
-    add_precision(parser)
-    add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
-    add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
     add("--storage", type=str | None, help="Journal file or database URL (default: study.log in the output folder).")
     add("--study_name", type=str, default="disa", help="Name of the study within the storage.")
     add("--output", type=str, default="outputs/search", help="Folder for the results.")
     parser.add_subclass_arguments(Quality, "metric", required=False, help="What is made small, where there are trials.")
     parser.add_class_arguments(Space, "space", sub_configs=True)
-    parser.add_class_arguments(ARDiffusionModule, skip={"optimization"}, sub_configs=True)
-    for section in ("data", "optimization"):  # disa-fit's part of a configuration that both read
-        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    add_drawing(parser)
     return parser
 
 
