@@ -16,12 +16,13 @@ from disa_framework.models import ARDiffusionModel, Tokenizer
 from disa_framework.models.base import Condition, Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
 from disa_framework.solvers.process import Nodes
-from disa_framework.solvers.table import Denoiser, Step
+from disa_framework.solvers.table import Denoiser, FusedStep, Step, Update
 
 Clock = Callable[[], float]
 
 PARTS = ("backbone", "head", "decoder", "rest")
-"""The decoder is the tokenizer's; the rest is noise, the solver's arithmetic, and putting tokens in their places."""
+"""The decoder is the tokenizer's; the rest is noise, the solver's arithmetic, which with CUDA graphs is the head's, and
+putting tokens in their places."""
 
 
 class Laps:
@@ -91,15 +92,31 @@ class _WatchedModel(Delegating):
     def _timed(self, denoise: Denoiser) -> Denoiser:
         def denoiser(nodes: Nodes) -> Step:
             with self.laps.during("head"):
-                step = denoise(nodes)
-
-            def timed(x: Tensor, i: int) -> Tensor:
-                with self.laps.during("head"):
-                    return step(x, i)
-
-            return timed
+                return _WatchedStep(denoise(nodes), self.laps)
 
         return denoiser
+
+
+class _WatchedStep(FusedStep):
+    """A step whose time is the head's."""
+
+    def __init__(self, step: Step, laps: Laps) -> None:
+        self.watched, self.laps = step, laps
+
+    @property
+    def fuses(self) -> bool:
+        return isinstance(self.watched, FusedStep) and self.watched.fuses
+
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        with self.laps.during("head"):
+            return self.watched(x, i)
+
+    def advance(
+        self, i: int, update: Update, state: Tensor, noise: Tensor | None, factors: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        assert isinstance(self.watched, FusedStep)
+        with self.laps.during("head"):
+            return self.watched.advance(i, update, state, noise, factors, dtype)
 
 
 class _WatchedTokenizer(Tokenizer):

@@ -23,7 +23,7 @@ from disa_framework.metrics.image_files import ImageFiles
 _EVALUATE = """Measures images against a reference: FID, Inception Score, precision and recall.
 
 examples:
-  disa-evaluate drawn --reference adm_in256_stats.npz --inception pt_inception-2015-12-05-6726825d.pth --count 50000
+  disa-evaluate drawn --reference adm_in256_stats.npz --inception inception.pth --count 50000
   disa-evaluate drawn/samples.npz --reference digits --features DigitsFeatures --precision_recall true
   disa-evaluate --make-reference imagenet/train --image_size 256 --reference in256.npz --inception inception.pth
 

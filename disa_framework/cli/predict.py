@@ -32,7 +32,7 @@ examples:
   disa-predict --config digits/mar --ckpt_path last.ckpt --solver DDIM --guidance.scale 2 --labels '[3, 7]'
   disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --images_per_class 50 --format npz
   disa-predict --config mar/base --ckpt_path checkpoint-last.pth --vae kl16.ckpt --images_per_class 50 --format none \
-      --evaluate.reference adm_in256_stats.npz --evaluate.inception pt_inception-2015-12-05-6726825d.pth
+      --evaluate.reference adm_in256_stats.npz --evaluate.inception weights-inception-2015-12-05-6726825d.pth
   disa-predict --config harmon/1_5b --ckpt_path harmon_1.5b.pth --vae kl16.ckpt --prompts prompts.txt
 
 A run that was stopped goes on where it was when it is started again, unless it keeps no images (--format none).

@@ -53,7 +53,7 @@ class Comparison:
         if (self.features is None) == (self.inception is None):
             raise ValueError(
                 "give the network to measure with: either inception, the weights of the published one "
-                "(pt_inception-2015-12-05-6726825d.pth), or features, a class such as DigitsFeatures"
+                "(weights-inception-2015-12-05-6726825d.pth), or features, a class such as DigitsFeatures"
             )
         return self.features or InceptionFeatures(str(self.inception))
 

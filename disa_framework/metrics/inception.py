@@ -23,7 +23,7 @@ class InceptionFeatures(FeatureExtractor):
     Logits are without the last layer's bias, as the Inception Score was published.
 
     Args:
-        weights: file `pt_inception-2015-12-05-6726825d.pth`, as torch-fidelity publishes it.
+        weights: file `weights-inception-2015-12-05-6726825d.pth`, as torch-fidelity publishes it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -69,5 +69,5 @@ def _network(path: str) -> Any:
         return FeatureExtractorInceptionV3("inception-v3-compat", [_FEATURES], copy)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not hold torch-fidelity's Inception: give its pt_inception-2015-12-05-6726825d.pth"
+            f"{path} does not hold torch-fidelity's Inception: give its weights-inception-2015-12-05-6726825d.pth"
         ) from error

@@ -117,9 +117,9 @@ class DiffusionLoss(Recorded):
         net = self.net
 
         def denoiser(nodes: Nodes) -> Step:
-            stage, times = self.stage(cond=net.cond_embed(z)), net.time_embed(nodes.on(z.device))
+            evaluate, times = self.evaluator(cond=net.cond_embed(z)), net.time_embed(nodes.on(z.device))
             acts = guidance.acts_among(map(self.process.unit_time, nodes.times), scale)
-            return GuidedStep(self._evaluate, stage, zip(times), acts, scale)
+            return GuidedStep(self._evaluate, evaluate, zip(times), acts, scale)
 
         return denoiser
 

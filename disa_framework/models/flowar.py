@@ -263,9 +263,9 @@ class FlowAR(ARDiffusionModel):
         net = self.flownet
 
         def denoiser(nodes: Nodes) -> Step:
-            stage = self.stage(conditioning=net.condition(z, table))
+            evaluate = self.evaluator(conditioning=net.condition(z, table))
             times = zip(*net.embed_times(flow_times(nodes.on(z.device), z.device)), strict=True)
-            return GuidedStep(net, stage, zip(times), guidance.acts_among(nodes.times, scale), scale)
+            return GuidedStep(net, evaluate, zip(times), guidance.acts_among(nodes.times, scale), scale)
 
         return denoiser
 

@@ -36,7 +36,7 @@ class Graphs:
         ValueError: none is to be kept.
     """
 
-    def __init__(self, most: int = 512) -> None:
+    def __init__(self, most: int = 1024) -> None:
         if most < 1:
             raise ValueError(f"most must be at least 1 graph, got {most}")
         self.most = most
@@ -95,11 +95,14 @@ class _Places:
         self.tree = _copied(tree)
         self.source: object = None
         _, self._tensors = _flat(self.tree)
+        self._alike: dict[torch.dtype, list[int]] = {}
+        for i, tensor in enumerate(self._tensors):
+            self._alike.setdefault(tensor.dtype, []).append(i)
 
     def fill(self, tensors: list[Tensor], source: object = None) -> None:
-        """Puts tensors of the same shapes there."""
-        if tensors:
-            torch._foreach_copy_(self._tensors, tensors)  # in one kernel, where they are alike
+        """Puts tensors of the same shapes there, by one kernel for each precision."""
+        for places in self._alike.values():
+            torch._foreach_copy_([self._tensors[i] for i in places], [tensors[i] for i in places])
         self.source = source
 
 
@@ -113,8 +116,9 @@ class Graph:
     replay: Callable[[], object]
 
 
-class Stage:
-    """Evaluations that share what is fixed for a stage: `stage(function, *inputs) -> function(*inputs, **constants)`.
+class Evaluator:
+    """Calls functions that share what is fixed for a stage: `evaluate(function, *inputs)` is
+    `function(*inputs, **constants)`.
 
     Args:
         graphs: by which functions are evaluated; `None` if they are called.
@@ -124,9 +128,10 @@ class Stage:
     def __init__(self, graphs: Graphs | None, constants: dict[str, Tree]) -> None:
         self._graphs, self._constants = graphs, constants
         self._found: dict[Hashable, Graph] = {}
+        self._mark = object()  # for places to remember, which outlive this and must not keep its tensors
 
     @property
-    def recorded(self) -> bool:
+    def records(self) -> bool:
         """Whether functions are evaluated by graphs."""
         return self._graphs is not None and self._graphs.usable()
 
@@ -135,7 +140,8 @@ class Stage:
         Args:
             function: is found again by being equal: a module, a method of one, or a value that has these; one that is
                 made anew is recorded anew. What it returns depends on weights, inputs and constants alone.
-            inputs: are copied at every call.
+            inputs: are copied at every call. A number that varies would make a graph for each of its values: give a
+                tensor.
         """
         if self._graphs is None or not self._graphs.usable():
             return function(*inputs, **self._constants)
@@ -144,8 +150,8 @@ class Stage:
         if key not in self._found:
             self._found[key] = self._graphs.graph(function, inputs, self._constants)
         graph = self._found[key]
-        if graph.constants.source is not self:
-            graph.constants.fill(_flat(self._constants)[1], self)
+        if graph.constants.source is not self._mark:
+            graph.constants.fill(_flat(self._constants)[1], self._mark)
         graph.inputs.fill(tensors)
         graph.replay()
         return graph.output.clone()  # the next replay writes there
@@ -185,9 +191,9 @@ class Recorded(nn.Module):
 
     graphs: Graphs | None = None
 
-    def stage(self, **constants: Tree) -> Stage:
-        """Evaluates functions of what is fixed for a stage; see `Stage`."""
-        return Stage(self.graphs, constants)
+    def evaluator(self, **constants: Tree) -> Evaluator:
+        """Calls functions with what is fixed for a stage, by graphs if there are any."""
+        return Evaluator(self.graphs, constants)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.graphs is not None:
@@ -196,7 +202,11 @@ class Recorded(nn.Module):
 
 
 def use_graphs(model: nn.Module, on: bool = True) -> None:
-    """Has a model's evaluations recorded as CUDA graphs, when they are first called, or no longer."""
+    """Has a model's evaluations recorded as CUDA graphs, when they are first called, or no longer.
+
+    Graphs read weights where these were. A model that is moved as a whole forgets them; where only a part is moved, or
+    parameters are replaced, call this once more.
+    """
     graphs = Graphs() if on else None
     for module in _recorded(model):
         module.graphs = graphs
@@ -240,15 +250,18 @@ def _collect(tree: Tree, leaves: list[Any]) -> None:
     if isinstance(tree, Tensor):
         leaves.append(tree)
     elif isinstance(tree, list | tuple):
-        leaves.append(len(tree))
+        leaves += [type(tree), len(tree)]
         for branch in tree:
             _collect(branch, leaves)
     elif isinstance(tree, dict):
         _collect(list(tree.items()), leaves)
     elif is_dataclass(tree):
+        leaves.append(type(tree))
         _collect(vars(tree), leaves)
+    elif isinstance(tree, float):
+        raise TypeError(f"the number {tree} would be part of a recording, and every other one make another: a tensor")
     else:
-        leaves.append(tree)
+        leaves += [type(tree), tree]
 
 
 def _copied(tree: Tree) -> Tree:
@@ -256,7 +269,7 @@ def _copied(tree: Tree) -> Tree:
     if isinstance(tree, Tensor):
         return tree.clone()
     if isinstance(tree, list | tuple):
-        return type(tree)(map(_copied, tree))
+        return type(tree)(*map(_copied, tree)) if hasattr(tree, "_fields") else type(tree)(map(_copied, tree))
     if isinstance(tree, dict):
         return {name: _copied(branch) for name, branch in tree.items()}
     return replace(tree, **_copied(vars(tree))) if is_dataclass(tree) else tree  # type: ignore[type-var]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from disa_framework.guidance import combine
-from disa_framework.models.graphs import Stage
+from disa_framework.models.graphs import Evaluator
 from disa_framework.solvers.table import FusedStep, Update
 
 Head = Callable[..., Tensor]
@@ -23,35 +23,36 @@ the conditional branch come first, and are alone where guidance does not act."""
 
 
 class GuidedStep(FusedStep):
-    """
+    """Evaluates a head that knows nothing of guidance.
+
     Args:
-        head: a module or a method of one.
-        stage: evaluates it, and has what is constant.
-        inputs: of the head, for each row of the table.
+        head: a module or a method of one, which cuts its constants to the rows of `x`.
+        evaluate: calls it, and has what is constant.
+        inputs: of the head, for each row of the table: tensors, and numbers that rows share.
         acts: whether guidance acts, for each row.
         scale: of guidance.
     """
 
     def __init__(
-        self, head: Head, stage: Stage, inputs: Iterable[tuple[Any, ...]], acts: Sequence[bool], scale: float
+        self, head: Head, evaluate: Evaluator, inputs: Iterable[tuple[Any, ...]], acts: Sequence[bool], scale: float
     ) -> None:
-        self._head, self._guided, self._stage = head, _Guided(head), stage
+        self._head, self._guided, self._evaluate = head, _Guided(head), evaluate
         self._inputs, self._acts, self._scale = list(inputs), acts, scale
         self._scale_on: Tensor | None = None
 
     @property
     def fuses(self) -> bool:
-        return self._stage.recorded
+        return self._evaluate.records
 
     def __call__(self, x: Tensor, i: int) -> Tensor:
         head, inputs = self._row(i, x)
-        return self._stage(head, x, *inputs)
+        return self._evaluate(head, x, *inputs)
 
     def advance(
         self, i: int, update: Update, state: Tensor, noise: Tensor | None, factors: Tensor, dtype: torch.dtype
     ) -> Tensor:
         head, inputs = self._row(i, state)
-        return self._stage(_Row(head, update, dtype), state, noise, factors, *inputs)
+        return self._evaluate(_Row(head, update, dtype), state, noise, factors, *inputs)
 
     def _row(self, i: int, x: Tensor) -> tuple[Head, tuple[Any, ...]]:
         """What a row evaluates, and with which inputs besides `x`."""
@@ -61,7 +62,7 @@ class GuidedStep(FusedStep):
 
     def _scale_of(self, x: Tensor) -> float | Tensor:
         """The scale, where `x` is if it is recorded: numbers are part of a recording."""
-        if not self._stage.recorded:
+        if not self._evaluate.records:
             return self._scale
         if self._scale_on is None:
             self._scale_on = torch.full((), self._scale, dtype=_precision(x), device=x.device)

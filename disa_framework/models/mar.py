@@ -308,7 +308,7 @@ class MAR(ARDiffusionModel):
             return self.proposal(state, stage, drawn, z, memory)
         G = len(state.context) // len(state.tokens)
         rows = state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1)
-        return self.proposal(state, stage, drawn, self.stage()(self.backbone, *rows))
+        return self.proposal(state, stage, drawn, self.evaluator()(self.backbone, *rows))
 
     def proposal(
         self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None

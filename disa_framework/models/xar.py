@@ -234,13 +234,13 @@ class XAR(ARDiffusionModel):
         device = state.class_embedding.device
 
         def denoiser(nodes: Nodes) -> Step:
-            constants = self.stage(
+            evaluate = self.evaluator(
                 embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches
             )
             # The stage is an input, so that graphs of all stages share one copy of the caches.
             inputs = ((time, stage) for time in self.time_embed(flow_times(nodes.on(device), device)))
             acts = state.guidance.acts_among(nodes.times, scale)
-            return GuidedStep(self._evaluate, constants, inputs, acts, scale)
+            return GuidedStep(self._evaluate, evaluate, inputs, acts, scale)
 
         return denoiser
 

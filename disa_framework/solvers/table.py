@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from disa_framework.solvers.process import Nodes
 _OTHER = 0.5
 
 Step = Callable[[Tensor, int], Tensor]
-"""`(x [B, n, D], row) -> out`, `[B, n, D]` or `[B, n, 2 D]` with the variance value behind."""
+"""`(x [B, n, D], row) -> out`, `[B, n, D]` or `[B, n, 2 D]` with the variance value behind, in any precision."""
 
 State = Sequence[Tensor]
 """`(x_i, m_{i-1}, m_{i-2})`, as many of them as any row of the table reads, `[B, n, D]` each."""
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Update:
-    """What a row makes of the head's output. Equal updates differ in nothing but the values of their factors.
+    """What a row makes of the head's output; rows whose updates are equal differ in the values of factors alone.
 
     Attributes:
         pattern: of a row, which says where factors are 0 or 1.
@@ -128,6 +128,8 @@ class Table:
     def __post_init__(self) -> None:
         if len(self.nodes) != len(self.rows) or not self.rows:
             raise ValueError(f"a table needs one node a row, got {len(self.nodes)} and {len(self.rows)}")
+        if early := [i for i, row in enumerate(self.rows[:2]) if row.D or (row.C and not i)]:
+            raise ValueError(f"row {early[0]} reads an m from before the first row: {self.rows[early[0]]}")
 
     def __len__(self) -> int:
         """Number of head evaluations."""
@@ -176,18 +178,24 @@ class Table:
 
     def _advanced(self, step: FusedStep, noise: Tensor, head_dtype: torch.dtype) -> Tensor:
         """Row by row, each at once."""
-        state = noise[:1].expand(1 + self.memory, *noise.shape[1:])
-        factors = _on(self.rows, noise.device, noise.dtype)
+        state = noise[:1].repeat(1 + self.memory, 1, 1, 1)
+        factors = self._factors(noise)
         for i, (row, update) in enumerate(zip(self.rows, self.updates, strict=True)):
             state = step.advance(i, update, state, noise[i + 1] if row.S else None, factors[i], head_dtype)
         return state[0]
 
+    def _factors(self, like: Tensor) -> Tensor:
+        """`[rows, 8]` on the device and in the precision of a tensor; they are brought there once."""
+        key = like.device, like.dtype
+        if key not in self._brought:
+            with torch.inference_mode(False):  # as of the times
+                factors = [row.factors for row in self.rows]
+                self._brought[key] = torch.tensor(factors, dtype=like.dtype, device=like.device)
+        return self._brought[key]
 
-@lru_cache(maxsize=4096)
-def _on(rows: tuple[Row, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`[rows, 8]` factors on a device, brought there once."""
-    with torch.inference_mode(False):  # as of the times
-        return torch.tensor([row.factors for row in rows], dtype=dtype, device=device)
+    @cached_property
+    def _brought(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
 
 def _sum(known: Sequence[float], factors: Sequence[float | Tensor], tensors: Sequence[Tensor]) -> Tensor:

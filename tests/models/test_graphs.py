@@ -7,7 +7,9 @@ copied, when, and which evaluations share a graph.
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from disa_framework import Guidance, generate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
-from disa_framework.models.graphs import Graphs, Recorded, Stage, missing_for_graphs, use_graphs, without_graphs
+from disa_framework.models.graphs import Evaluator, Graphs, Recorded, missing_for_graphs, use_graphs, without_graphs
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear, StepSchedule
 from disa_framework.solvers import DDPM, DPMSolverPP, Euler, EulerMaruyama, Heun, Solver, Uniform
@@ -159,20 +161,58 @@ def shift(value: float) -> dict[str, list[Tensor | None]]:
 @torch.inference_mode()
 def test_constants_are_copied_once_a_stage_and_inputs_at_every_call() -> None:
     graphs, constants = Graphs(), shift(1.0)
-    module, stage = Scaled(), Stage(graphs, {"shift": constants})
+    module, evaluate = Scaled(), Evaluator(graphs, {"shift": constants})
     for function in (module, module.forward):  # which share them
-        assert stage(function, torch.zeros(3)).tolist() == [2, 2, 2]
+        assert evaluate(function, torch.zeros(3)).tolist() == [2, 2, 2]
     assert constants["of"][1] is not None
     constants["of"][1].fill_(5.0)
     for function in (module, module.forward):
-        assert stage(function, torch.ones(3)).tolist() == [4, 4, 4]
-    assert Stage(graphs, {"shift": constants})(module, torch.ones(3)).tolist() == [12, 12, 12]
+        assert evaluate(function, torch.ones(3)).tolist() == [4, 4, 4]
+    assert Evaluator(graphs, {"shift": constants})(module, torch.ones(3)).tolist() == [12, 12, 12]
+
+
+def test_a_run_leaves_nothing_but_the_graphs_and_these_nothing_but_their_places() -> None:
+    """Without a collection of garbage, which would come too late on a device."""
+    graphs = Graphs(most=1)
+    left: list[weakref.ref[object]] = []
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            for size in (1, 2, 3):
+                given = {"of": [torch.ones(size)]}
+                Evaluator(graphs, {"shift": given})(Scaled(), torch.ones(size))
+                left += [weakref.ref(given["of"][0]), weakref.ref(next(iter(graphs._graphs.values())))]
+                del given
+        assert [ref() is None for ref in left] == [True, True, True, True, True, False]
+        graphs.forget()
+        assert left[-1]() is None
+    finally:
+        gc.enable()
+
+
+@torch.inference_mode()
+def test_numbers_that_vary_are_refused_and_named_tuples_are_kept() -> None:
+    evaluate = Evaluator(Graphs(), {})
+    with pytest.raises(TypeError, match=r"the number 0\.5 would be part of a recording"):
+        evaluate(torch.add, torch.ones(2), 0.5)
+    assert evaluate(_first, Pair(torch.ones(2), 3)).tolist() == [3, 3]
+    assert evaluate(_first, Pair(torch.ones(2), True)).tolist() == [1, 1]
+
+
+class Pair(NamedTuple):
+    tensor: Tensor
+    factor: int
+
+
+def _first(pair: Pair) -> Tensor:
+    assert isinstance(pair, Pair)
+    return pair.tensor * pair.factor
 
 
 @torch.inference_mode()
 def test_stages_that_take_turns_have_constants_of_their_own() -> None:
     graphs, module = Graphs(), Scaled()
-    first, second = (partial(Stage(graphs, {"shift": shift(value)}), module) for value in (1.0, 2.0))
+    first, second = (partial(Evaluator(graphs, {"shift": shift(value)}), module) for value in (1.0, 2.0))
     for size in (1, 3, 1, 3):  # sizes share constants, and have graphs of their own
         x = torch.zeros(size)
         kept = first(x)
@@ -184,7 +224,7 @@ def test_stages_that_take_turns_have_constants_of_their_own() -> None:
 @torch.inference_mode()
 def test_what_is_no_tensor_and_how_many_tensors_there_are_make_graphs_of_their_own() -> None:
     graphs, module, x = Graphs(), Scaled(), torch.ones(3)
-    plus, minus = (partial(Stage(graphs, {"shift": shift(1.0), "sign": sign}), module) for sign in (1, -1))
+    plus, minus = (partial(Evaluator(graphs, {"shift": shift(1.0), "sign": sign}), module) for sign in (1, -1))
     assert plus(x).tolist() == [4, 4, 4] and minus(x).tolist() == [-4, -4, -4] and plus(x, x).tolist() == [6, 6, 6]
     assert plus(x.double()).dtype == torch.float64 and plus(x.expand(2, 3)).shape == (2, 3)
     assert len(graphs) == 5
@@ -196,7 +236,7 @@ def test_the_graph_unused_for_longest_is_given_up_where_there_are_too_many() -> 
 
     def evaluations(size: int) -> int:
         before, x = module.calls, torch.ones(size, 3)
-        assert Stage(graphs, {"shift": shift(1.0)})(module, x).tolist() == [[4, 4, 4]] * size
+        assert Evaluator(graphs, {"shift": shift(1.0)})(module, x).tolist() == [[4, 4, 4]] * size
         return module.calls - before
 
     recorded = evaluations(1)
@@ -207,13 +247,13 @@ def test_the_graph_unused_for_longest_is_given_up_where_there_are_too_many() -> 
 
 def test_with_gradients_or_autocast_the_function_is_called() -> None:
     graphs, module = Graphs(), Scaled()
-    stage = Stage(graphs, {"shift": shift(1.0)})
-    stage(module, torch.ones(3)).sum().backward()
+    evaluate = Evaluator(graphs, {"shift": shift(1.0)})
+    evaluate(module, torch.ones(3)).sum().backward()
     assert module.weight.grad == 6
     torch.set_autocast_enabled("cuda", True)
     try:
         with torch.inference_mode(), pytest.warns(UserWarning, match="without CUDA graphs, as under mixed precision"):
-            assert stage(module, torch.ones(3)).tolist() == [4, 4, 4]
+            assert evaluate(module, torch.ones(3)).tolist() == [4, 4, 4]
     finally:
         torch.set_autocast_enabled("cuda", False)
     assert len(graphs) == 0
@@ -236,7 +276,7 @@ def test_none_to_be_kept_is_refused() -> None:
 def test_graphs_are_not_stored() -> None:
     graphs = Graphs(most=7)
     with torch.inference_mode():
-        Stage(graphs, {"shift": shift(1.0)})(Scaled(), torch.ones(3))
+        Evaluator(graphs, {"shift": shift(1.0)})(Scaled(), torch.ones(3))
     stored = pickle.loads(pickle.dumps(graphs))
     assert stored.most == 7 and len(stored) == 0 < len(graphs)
 
@@ -277,8 +317,8 @@ def test_on_cuda_it_draws_the_same_and_waits_for_nothing(name: str) -> None:
 def test_on_cuda_a_replay_evaluates_nothing_on_the_host() -> None:
     graphs, module = Graphs(), Scaled().to("cuda")
     with torch.inference_mode():
-        stage = Stage(graphs, {"shift": {"of": [torch.ones(3, device="cuda")]}})
-        first = stage(module, torch.zeros(3, device="cuda"))
+        evaluate = Evaluator(graphs, {"shift": {"of": [torch.ones(3, device="cuda")]}})
+        first = evaluate(module, torch.zeros(3, device="cuda"))
         recorded = module.calls
-        assert stage(module, torch.ones(3, device="cuda")).tolist() == [4, 4, 4] and first.tolist() == [2, 2, 2]
+        assert evaluate(module, torch.ones(3, device="cuda")).tolist() == [4, 4, 4] and first.tolist() == [2, 2, 2]
         assert module.calls == recorded

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from disa_framework.guidance import Guidance
 from disa_framework.models import GuidedStep
-from disa_framework.models.graphs import Graphs, Stage
+from disa_framework.models.graphs import Evaluator, Graphs
 from disa_framework.solvers import DDPM, Cosine, DPMSolverPP, EulerMaruyama, Heun, LinearFlow, Nodes, Process, Solver
 from disa_framework.solvers.table import Denoiser
 
@@ -35,7 +35,7 @@ class Head:
         def denoise(nodes: Nodes) -> GuidedStep:
             times = 1e-3 * nodes.on(torch.device("cpu"))
             acts = guidance.acts_among(map(self.process.unit_time, nodes.times), scale)
-            return GuidedStep(self, Stage(graphs, {"shift": SHIFT}), zip(times), acts, scale)
+            return GuidedStep(self, Evaluator(graphs, {"shift": SHIFT}), zip(times), acts, scale)
 
         return denoise
 
