@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,11 @@ import yaml
 from disa_framework.cli.common import find_config
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
+from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import PerStage, load_schedule
+from disa_framework.search import CostModel
+from disa_framework.search.meter import Meter
+from disa_framework.search.space import Setting
 from disa_framework.search.study import open_storage
 from disa_framework.solvers import DDPM, Cosine
 from tests.models.tiny import TINY, tiny_mar
@@ -108,6 +113,30 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, capsys: pyte
         search([*timed, "6", "--storage", url, "--seed", "1"])
 
 
+def test_a_winner_that_takes_too_long_is_shortened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_cost(module: ARDiffusionModule, condition: object, batch_size: int) -> CostModel:
+        head = (1e-5,) * module.num_stages
+        return CostModel(0.0, (0.0,) * 4, head, module.model.process, module.solver, batch_size=batch_size)
+
+    shares = iter([1.2, 0.9])  # of the limit: what the winner takes, when it is timed first and when it is shorter
+
+    def latencies(meter: Meter, settings: Sequence[Setting]) -> list[float]:
+        return [4e-4 * next(shares), *[2e-3] * (len(settings) - 1)]
+
+    monkeypatch.setattr("disa_framework.cli.search.measure_cost", measure_cost)
+    monkeypatch.setattr(Meter, "latencies", latencies)
+    folder = search([*SMALL, "--latency", "4e-4", "--calibrate", "false", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    winner = next(line.split() for line in out.splitlines() if line.startswith("winner"))
+    budget = load_schedule(folder / "best_schedule.yaml").budget(4)
+    # Forty steps were to fit. A fifth and a little more had to go.
+    assert 28 <= sum(budget) <= 40 / 1.2 and str(sum(budget)) in winner and "shortened" in " ".join(winner)
+    assert "takes 0.36 ms an image, within the limit of 0.4; the baseline" in out
+    assert "takes 0.36 ms an image, within the limit of 0.4" in (folder / "report.html").read_text()
+
+
 def faster(out: str) -> float:
     """How many times as fast as the baseline something was, as it says."""
     said = re.search(r"it takes (.+) ms an image, within the limit of (.+); the baseline.* takes (.+) times", out)
@@ -165,7 +194,7 @@ def test_a_front_has_a_schedule_for_every_cost(tmp_path: Path, capsys: pytest.Ca
     folder = search([*SMALL, "--method", "pareto", "--trials", "20", "--output", str(tmp_path)])
     assert not (tmp_path / "front/99.yaml").exists() and not (tmp_path / "configs/99.yaml").exists()
     budgets = [load_schedule(path).budget(4) for path in sorted(folder.glob("front/*.yaml"))]
-    assert len(budgets) > 2 and [*map(sum, budgets)] == sorted(map(sum, budgets))
+    assert len(set(budgets)) == len(budgets) > 2 and [*map(sum, budgets)] == sorted(map(sum, budgets))
     assert f"{folder}/front/00.yaml: distance" in capsys.readouterr().out
     assert (folder / "report.html").exists() and not (folder / "best_schedule.yaml").exists()
 
@@ -209,11 +238,30 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (["--evaluations", "9", "--num_stages", "40"], "num_stages must lie in 1 … 16"),
         (["--evaluations", "9", "--space.num_stages", "[4, 40]"], "must lie in 1 … 16 for this model, got 40"),
         (["--method", "pareto", "--space.num_stages", "[0]"], "must lie in 1 … 16 for this model, got 0"),
+        (["--method", "adapt", "--evaluations", "9", "--num_stages", "1"], "so it needs at least 2 of them"),
+        (["--speedup", "2", "--schedule", "Adaptive", "--schedule.threshold", "1"], "over a baseline of fixed steps"),
     ],
 )
 def test_what_cannot_be_searched_is_one_line(options: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         search([*SMALL, *options, "--output", str(tmp_path)])
+
+
+def test_a_given_budget_decides_its_number_of_stages(tmp_path: Path) -> None:
+    PerStage([9, 7, 4]).save(tmp_path / "mine.yaml")
+    given = [*SMALL, "--evaluations", "24", "--starts", f"[{tmp_path}/mine.yaml]", "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"mine.yaml has steps for 3 stages: allow them with --space.num_stages"):
+        search(given)
+    folder = search([*given, "--space.num_stages", "[3]", "--calibrate", "false", "--trials", "2"])
+    assert trials(folder)[0]["budget"] == "9 7 4"
+
+
+def test_without_a_space_schedules_are_lines_between_knots(tmp_path: Path) -> None:
+    few = ["--config", "mixture/default", "--num_stages", "4", "--evaluations", "24", "--output", str(tmp_path)]
+    search([*few, "--method", "calibrate", "--profile_samples", "50"])
+    measured = ["--metric", "SlicedWasserstein", "--rungs", "[40]", "--trials", "14", "--seeds", "1"]
+    rows = trials(search([*few, *measured, "--calibrate", "false"]))
+    assert {"knot_0", "knot_3"} <= rows[-1].keys() and rows[-1]["knot_0"] and not rows[-1]["start"]
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,12 +46,16 @@ examples:
   disa-search --config mixture/search --evaluations 440 --space.temperature '[1, 1.15]'
 
 --schedule is the baseline that --speedup refers to. The output folder then holds best_schedule.yaml, to draw with
-(disa-predict --schedule best_schedule.yaml), best_config.yaml with all that was chosen (disa-predict --config ...
---config best_config.yaml), report.html and trials.csv. Of a Pareto front, the schedules are in front, and all that was
-chosen in configs. A study that was stopped goes on where it was when it is started again; start the command twice, and
-two workers share it. optuna-dashboard shows what is in the storage.
+(disa-predict --schedule best_schedule.yaml), and best_config.yaml with all that was chosen (disa-predict --config ...
+--config best_config.yaml); of a study report.html and trials.csv, too. Of a Pareto front, the schedules are in front,
+all that was chosen in configs, and costs as predicted; else a limit in seconds is met on the clock.
+
+A study that was stopped goes on where it was when it is started again; start the command twice, and two workers share
+it. optuna-dashboard shows what is in the storage.
 """
-_DECIDES_COST = ("model", "tokenizer", "guidance", "attention", "compile", "graphs", "batch_size", "trainer")
+_DECIDES_COST = (
+    "model", "tokenizer", "prompts", "guidance", "attention", "compile", "graphs", "batch_size", "trainer",
+)  # fmt: skip
 _HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
 _REPEATS = 3  # timed runs of each of them
 
@@ -97,7 +101,7 @@ def _make_parser() -> ArgumentParser:
     add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")
     add("--profile_stride", type=PositiveInt, default=1, help="Calibration: measure every so many stages.")
     add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
-    add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline, timed in turn.")
+    add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
     add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
     add("--trials", type=PositiveInt, default=40, help="Trials in all, of all workers and all runs.")
@@ -111,6 +115,7 @@ def _make_parser() -> ArgumentParser:
     add("--output", type=str, default="outputs/search", help="Folder for the results.")
     parser.add_subclass_arguments(Quality, "metric", required=False, help="What is made small, where there are trials.")
     parser.add_class_arguments(Space, "space", sub_configs=True)
+    parser.set_defaults({"space.schedule": {"class_path": "disa_framework.search.space.Knots"}})
     add_drawing(parser)
     return parser
 
@@ -128,6 +133,8 @@ def _unit(config: Namespace) -> str:
 def _limit(config: Namespace, costs: Costs, module: ARDiffusionModule) -> float | None:
     """Greatest cost of an image."""
     if config.speedup is not None:
+        if module.schedule.reads_signals:
+            raise ValueError("--speedup is over a baseline of fixed steps: give another --schedule, or --latency")
         return costs(Setting.of(module)) / config.speedup
     return config.latency if config.latency is not None else config.evaluations
 
@@ -147,8 +154,10 @@ def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable
             with meter.on_device():
                 model = measure_cost(module, asked, meter.batch_size)
                 error = median_error(held_out_error(model, module, asked, held_out, repeats=_REPEATS))
-            model.save(path)
-            print(f"predicted times are {error:.1%} off, in the median over budgets they were not fitted to")
+            if not path.exists():  # or another worker, begun at the same time, was faster: both take its times
+                model.save(path)
+            stages = f" of {module.num_stages} stages"
+            print(f"predicted times{stages} are {error:.1%} off, in the median over budgets they were not fitted to")
         return CostModel.load(path, module)
 
     return measure

@@ -107,18 +107,21 @@ def _study(task: Task) -> None:
     chosen = objective.setting(best)
     compared = candidates(study, objective, best, chosen)
 
-    def within(limit: float) -> Setting:
-        return chosen if task.costs(chosen) <= limit else filled(chosen, task.costs, limit, task.space.schedule.least)
+    def shortened(most: float) -> Setting:
+        least = min(task.space.schedule.least, *chosen.budget)  # starts may have fewer than the space
+        return chosen if task.costs(chosen) <= most else filled(chosen, task.costs, most, least)
 
     winner, *rivals = compared
-    timed = _timed(task, within, [compared[name] for name in rivals])
-    compared[winner] = timed.setting
-    _write(task, timed.setting, "best_schedule", "best_config")
+    timed = _timed(task, shortened, [compared[name] for name in rivals])
+    if timed and timed.setting != chosen:
+        compared = {f"{winner}, shortened": timed.setting, **{name: compared[name] for name in rivals}}
+    _write(task, next(iter(compared.values())), "best_schedule", "best_config")
     with tqdm(total=seeds * len(compared), unit="draw", desc="comparison") as bar:
-        rows = compare(study, objective, compared, timed.latencies, seeds, bar.update)
+        rows = compare(study, objective, compared, timed.latencies if timed else (), seeds, bar.update)
     budgets = {row.name: row.setting.budget for row in rows}
-    title = f"Step schedules within {limit:.4g} {objective.costs.unit} per image"
-    write_page(task.folder / "report.html", study, objective, rows, budgets, title)
+    title = f"Step schedules within {timed.limit if timed else limit:.4g} {task.costs.unit} per image"
+    notes = [f"Of the winner: {timed}. The others keep the steps that were predicted to fit."] if timed else []
+    write_page(task.folder / "report.html", study, objective, rows, budgets, title, notes)
     print(*aligned(table(rows, task.costs.unit)), sep="\n")
     print(f"{summary(study)}; winner: {task.folder / 'best_schedule.yaml'}, more: {task.folder / 'report.html'}")
 
@@ -127,7 +130,7 @@ def _pareto(task: Task) -> None:
     """The best schedule for every cost."""
     objective = Objective(task.meter, task.costs, task.space, task.limit, task.config.rungs, pareto=True)
     objective.check()
-    starts: dict[str, Start] = {**_given_starts(task)}
+    starts = _given_starts(task)
     highest = task.limit or task.costs(objective.base)
     lowest = min(map(task.costs, task.space.cheapest(objective.base)))
     for i in range(_FRONT):
@@ -139,7 +142,8 @@ def _pareto(task: Task) -> None:
     if others := busy(study):
         return print(f"{others} trials are still being drawn by other workers: the last one writes the report")
     check_drawn(study)
-    front = sorted(study.best_trials, key=lambda trial: trial.values[1])
+    by_setting = {trial.user_attrs["setting"]: trial for trial in study.best_trials}  # some are drawn several times
+    front = sorted(by_setting.values(), key=lambda trial: trial.values[1])
     budgets = {}
     for earlier in (*task.folder.glob("front/*.yaml"), *task.folder.glob("configs/*.yaml")):
         earlier.unlink()  # the front may have become shorter
@@ -173,7 +177,7 @@ def _adapted(task: Task, limit: float, base: Setting) -> StepSchedule:
     with task.meter.on_device():
         return fit_adaptive(
             task.meter.module.model, _asked(task, config.batch_size), limit=limit, solver=base.solver,
-            cost=task.costs.model(base), signal=config.signal, guidance=base.guidance,
+            cost=task.costs.model(base), signal=config.signal, guidance=base.guidance, cache=base.cache,
             num_stages=base.num_stages, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
 
@@ -199,15 +203,17 @@ def _find(task: Task) -> None:
     def within(limit: float) -> Setting:
         return replace(base, schedule=WITHOUT_TRIALS[task.config.method](task, limit, base))
 
-    setting = _timed(task, within, [base]).setting
+    timed = _timed(task, within, [base])
+    setting = timed.setting if timed else within(_given(task.limit))
     print(f"{setting.schedule}: {_write(task, setting, 'best_schedule', 'best_config')}")
 
 
-def _timed(task: Task, within: Callable[[float], Setting], rivals: Sequence[Setting]) -> Timed:
-    """What is found within the limit, and says how long it takes, where the limit is in seconds."""
+def _timed(task: Task, within: Callable[[float], Setting], rivals: Sequence[Setting]) -> Timed | None:
+    """What is found within the limit on the clock, and says so; `None` where the limit is not in seconds."""
+    if task.costs.unit != "seconds":
+        return None
     timed = meeting_the_limit(task.meter, task.costs, within, _given(task.limit), rivals, task.config.speedup)
-    if timed.latencies:
-        print(timed)
+    print(timed)
     return timed
 
 
@@ -252,10 +258,18 @@ def _profile(task: Task, base: Setting, limit: float) -> Profile:
     return profile
 
 
-def _given_starts(task: Task) -> dict[str, StepSchedule]:
-    starts = {f"{path} (given)": load_schedule(path) for path in task.config.starts}
-    if adaptive := [name for name, schedule in starts.items() if schedule.reads_signals]:
-        raise ValueError(f"{adaptive[0]} decides its steps while it draws: a study begins with fixed ones")
+def _given_starts(task: Task) -> dict[str, Start]:
+    """Of files; a budget decides its number of stages."""
+    base = Setting.of(task.meter.module)
+    starts: dict[str, Start] = {}
+    for path in task.config.starts:
+        schedule = load_schedule(path)
+        if schedule.reads_signals:
+            raise ValueError(f"{path} decides its steps while it draws: a study begins with fixed ones")
+        stages = len(schedule.arguments["steps"]) if isinstance(schedule, PerStage) else base.num_stages
+        if stages not in (base.num_stages, *task.space.num_stages):
+            raise ValueError(f"{path} has steps for {stages} stages: allow them with --space.num_stages '[{stages}]'")
+        starts[f"{path} (given)"] = replace(base, schedule=schedule, num_stages=stages)
     return starts
 
 

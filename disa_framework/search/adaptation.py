@@ -11,6 +11,7 @@ from torch import Tensor
 from disa_framework.generation import Observer, StageRecord, generate
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition
+from disa_framework.models.lazy import Lazy
 from disa_framework.schedules import Adaptive, Budget
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.solvers import Solver
@@ -47,6 +48,7 @@ def fit_adaptive(
     first: int | None = None,
     exponent: float = 0.5,
     guidance: Guidance | None = None,
+    cache: Lazy | None = None,
     num_stages: int | None = None,
     batch_size: int = 500,
     seed: int = 0,
@@ -60,7 +62,7 @@ def fit_adaptive(
         model: whose schedule is wanted.
         condition: of the samples, labels `[B]` or prompts.
         limit: greatest cost of a run.
-        solver, guidance, num_stages: as the schedule is to be used with.
+        solver, guidance, cache, num_stages: as the schedule is to be used with.
         cost: of a budget; its steps by default.
         signal, low, exponent: as of `Adaptive`.
         high, first: as of `Adaptive`; four times and twice as many steps as all stages could have, by default.
@@ -68,9 +70,12 @@ def fit_adaptive(
         seed: of the noise.
 
     Raises:
-        ValueError: if not even `low` steps at all stages but the first are within the limit.
+        ValueError: if there is one stage only, or if not even `low` steps at all stages but the first are within the
+            limit.
     """
     stages = model.max_stages if num_stages is None else num_stages
+    if stages < 2:
+        raise ValueError("a schedule adapts to earlier stages, so it needs at least 2 of them")
     even = _even(cost, stages, limit, low)
     most, start = high or 4 * even, first or min(2 * even, high or 2 * even)
 
@@ -81,7 +86,8 @@ def fit_adaptive(
         """Levels of all stages but the last, and what was spent."""
         seen = Records()
         generate(
-            model, condition, schedule=schedule, solver=solver, num_stages=num_stages, guidance=guidance, seed=seed,
+            model, condition, schedule=schedule, solver=solver, num_stages=num_stages, guidance=guidance, cache=cache,
+            seed=seed,
             batch_size=batch_size if condition is None else None, observers=[seen],
         )  # fmt: skip
         return [schedule.level(record) for record in seen.records[:-1]], cost(seen.budget)

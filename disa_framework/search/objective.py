@@ -161,5 +161,7 @@ class Objective:
         known: dict[int, float] = {}
         for earlier in trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             if earlier.user_attrs.get("setting") == setting.key:
-                known |= {self.rungs[-1]: earlier.values[0]} if self.pareto else earlier.intermediate_values
+                known |= earlier.intermediate_values
+                if self.pareto and earlier.values:  # of several objectives nothing else is kept
+                    known[self.rungs[-1]] = earlier.values[0]
         return known

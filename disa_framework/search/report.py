@@ -23,7 +23,7 @@ from disa_framework import page
 from disa_framework.files import write_atomically
 from disa_framework.page import picture
 from disa_framework.schedules import Budget
-from disa_framework.search.objective import Objective
+from disa_framework.search.objective import Objective, filled
 from disa_framework.search.space import Setting
 from disa_framework.search.study import measured, over_limit
 
@@ -84,8 +84,8 @@ class Row(Measured):
 def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
     """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is.
 
-    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's setting,
-    which tells what the schedule alone is worth.
+    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's setting and
+    no more steps than the limit then allows, which tells what the schedule alone is worth.
     """
     families: dict[str, str] = {}
     found = {}
@@ -98,7 +98,10 @@ def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: S
     chose_more = replace(setting, schedule=objective.base.schedule) != objective.base
     start = next(iter(found), None)
     if start and chose_more and setting.num_stages == found[start].num_stages:
-        found[f"{start}, else as the winner"] = replace(setting, schedule=found[start].schedule)
+        other = replace(setting, schedule=found[start].schedule)
+        if objective.limit is not None and objective.costs(other) > objective.limit:
+            other = filled(other, objective.costs, objective.limit)
+        found[f"{start}, else as the winner"] = other
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
 
 
@@ -173,7 +176,13 @@ def state(trial: FrozenTrial) -> str:
 
 
 def write_page(
-    path: Path, study: Study, objective: Objective, rows: Sequence[Row], budgets: Mapping[str, Budget], title: str
+    path: Path,
+    study: Study,
+    objective: Objective,
+    rows: Sequence[Row],
+    budgets: Mapping[str, Budget],
+    title: str,
+    notes: Sequence[str] = (),
 ) -> None:
     """A page in one file: the comparison, the Pareto front, budgets of the stages, the trials, importance of the
     parameters."""
@@ -185,7 +194,7 @@ def write_page(
         pictures["Distance of each trial"] = picture(lambda axes: _plot_trials(axes, study), _HEIGHT)
     if weights := importance(study):
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
-    body = [page.paragraph(summary(study))]
+    body = [page.paragraph(text) for text in (summary(study), *notes)]
     if rows:
         body.append(page.table(table(rows, objective.costs.unit)))
     if error := cost_error(rows):

@@ -248,8 +248,8 @@ class Space:
 
     Args:
         schedule: family of the schedules.
-        fill: whether steps are proportions, multiplied by whatever makes the most of the limit. Otherwise they are
-            counts, and most of what is chosen costs too much or leaves some of the limit unused.
+        fill: whether steps are proportions, multiplied by whatever makes the most of the limit. Otherwise, and for
+            Pareto fronts, they are counts: most of what is chosen costs too much or leaves some of the limit unused.
         guidance: least and greatest scale of guidance.
         solvers: to choose from, beside the one that there is; grid, clip and order are options of theirs.
         temperature: least and greatest factor on the noise of the steps, of solvers that draw any. Few steps lose

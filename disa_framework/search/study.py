@@ -194,8 +194,7 @@ def fitted_constants(costs: Costs, base: Setting, limit: float, num_stages: Sequ
     found = {}
     for count in num_stages:
         other = replace(base, num_stages=count)
-        constant = _largest(costs, other, limit, Constant)
-        if constant and count != base.num_stages:
+        if count != base.num_stages and (constant := _largest(costs, other, limit, Constant)):
             found[f"Constant ({count} stages)"] = replace(other, schedule=constant)
     return found
 

@@ -10,7 +10,8 @@ from disa_framework.search.objective import Costs
 from disa_framework.search.space import Setting
 
 _ATTEMPTS = 6
-_USED, _AIMED = 0.98, 0.97  # of the limit, at most and when it was missed: timed again, times differ by a percent
+_USED = 0.98  # of a limit that what is found may take: who times it again will see a percent more or less
+_AIMED = 0.97  # of a limit that was missed
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,25 @@ class Timed:
 
     Attributes:
         setting: what was timed.
-        limit: greatest cost of an image; where it is a speedup, of what the baseline took at the same time.
-        latencies: seconds per image of the setting and of each of its rivals; empty where costs are no seconds.
+        limit: seconds per image; that of a speedup is what the baseline took at the same time, divided.
+        latencies: seconds per image of the setting and of each of its rivals, of which the last one is the baseline.
     """
 
     setting: Setting
     limit: float
-    latencies: tuple[float, ...] = ()
+    latencies: tuple[float, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether it meets the limit."""
+        return self.latencies[0] <= self.limit
 
     def __str__(self) -> str:
         milliseconds, limit = 1000 * self.latencies[0], 1000 * self.limit
         faster = self.latencies[-1] / self.latencies[0]
+        kept = "within" if self.within else "above, though ever fewer steps were tried,"
         return (
-            f"timed, it takes {milliseconds:.4g} ms an image, within the limit of {limit:.4g}; "
+            f"timed, it takes {milliseconds:.4g} ms an image, {kept} the limit of {limit:.4g}; "
             f"the baseline, timed in turn with it, takes {faster:.3g} times as long"
         )
 
@@ -44,33 +51,33 @@ def meeting_the_limit(
     rivals: Sequence[Setting],
     speedup: float | None = None,
 ) -> Timed:
-    """What is found within a limit; where costs are seconds, with a limit lowered until the clock says the same.
+    """What is found within a limit in seconds, lowered until the clock says the same.
 
     Machines change speed. So rivals are timed in turn with the setting, and a speedup is over what the baseline takes
-    then, not over what it took when the cost model was fitted.
+    then, not over what it took when the cost model was fitted. Where nothing that is found meets the limit, the result
+    is what was tried last, and says so.
 
     Args:
         meter: times.
-        costs: in the unit of the limit.
-        find: a setting whose predicted cost is at most this.
+        costs: in seconds.
+        find: a setting whose predicted cost is at most this; a ValueError if there is none.
         limit: greatest cost of an image.
         rivals: other settings to time; the last one is the baseline.
         speedup: so many times as fast as the baseline, if that is what the limit was made of.
 
     Raises:
-        ValueError: if what is found within ever lower limits takes too long nevertheless.
+        ValueError: of `find`, if it has nothing within the limit.
     """
-    if costs.unit != "seconds":
-        return Timed(find(limit), limit)
-    aim = limit
-    for _ in range(_ATTEMPTS):
-        setting = find(aim)
+    setting, aim = find(limit), limit
+    for attempt in range(_ATTEMPTS):
         latencies = meter.latencies([setting, *rivals])
-        allowed = limit if speedup is None else latencies[-1] / speedup
-        if latencies[0] <= _USED * allowed:
-            return Timed(setting, allowed, tuple(latencies))
-        aim *= _AIMED * allowed / latencies[0]
-    raise ValueError(
-        f"the winner was to take {allowed:.6g} seconds per image, but with ever fewer steps it still takes "
-        f"{latencies[0]:.6g} when it is timed: measure costs anew, or allow more"
-    )
+        timed = Timed(setting, limit if speedup is None else latencies[-1] / speedup, tuple(latencies))
+        if latencies[0] <= _USED * timed.limit or attempt == _ATTEMPTS - 1:
+            break
+        # Of an adaptive schedule the predicted cost is the most that it may take.
+        aim = min(aim, costs(setting)) * _AIMED * timed.limit / latencies[0]
+        try:
+            setting = find(aim)
+        except ValueError:
+            break
+    return timed

@@ -15,9 +15,11 @@ from disa_framework.solvers import (
     Heun,
     LinearFlow,
     Process,
+    Row,
     Solver,
     Spaced,
     Strided,
+    Table,
     Uniform,
     UniformTime,
 )
@@ -86,6 +88,8 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "clip=31 does not allow": lambda: UniformTime(31).nodes(Cosine(), 5),
     "clip=1000 does not allow": lambda: UniformTime(1000).nodes(Cosine(), 5),
     "predicts no variance": lambda: DDPM(variance="learned").table(Cosine(), 1),
+    "row 0 reads an m from before": lambda: Table(Cosine().nodes([9]), (Row(P=0, Q=1, A=1, B=1, C=1),)),
+    "row 1 reads an m from before": lambda: Table(Cosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
     "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(LinearFlow(), 5),
 }
 
