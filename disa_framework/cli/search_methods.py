@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from disa_framework.search.calibration import Profile, measure_profile
 from disa_framework.search.knapsack import best_within
 from disa_framework.search.learning import learn
 from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Costs, Objective, filled
+from disa_framework.search.objective import Costs, Objective, shortened
 from disa_framework.search.report import (
     candidates,
     compare,
@@ -107,12 +108,10 @@ def _study(task: Task) -> None:
     chosen = objective.setting(best)
     compared = candidates(study, objective, best, chosen)
 
-    def shortened(most: float) -> Setting:
-        least = min(task.space.schedule.least, *chosen.budget)  # starts may have fewer than the space
-        return chosen if task.costs(chosen) <= most else filled(chosen, task.costs, most, least)
-
+    least = min(task.space.schedule.least, *chosen.budget)  # starts may have fewer than the space
     winner, *rivals = compared
-    timed = _timed(task, shortened, [compared[name] for name in rivals])
+    within = partial(shortened, chosen, task.costs, least=least)
+    timed = _timed(task, within, [compared[name] for name in rivals])
     if timed and timed.setting != chosen:
         compared = {f"{winner}, shortened": timed.setting, **{name: compared[name] for name in rivals}}
     _write(task, next(iter(compared.values())), "best_schedule", "best_config")

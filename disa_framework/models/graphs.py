@@ -143,7 +143,7 @@ class Evaluator:
             inputs: are copied at every call. A number that varies would make a graph for each of its values: give a
                 tensor.
         """
-        if self._graphs is None or not self._graphs.usable():
+        if self._graphs is None or not self.records:
             return function(*inputs, **self._constants)
         shapes, tensors = _flat(inputs)
         key = function, shapes
@@ -259,7 +259,7 @@ def _collect(tree: Tree, leaves: list[Any]) -> None:
         leaves.append(type(tree))
         _collect(vars(tree), leaves)
     elif isinstance(tree, float):
-        raise TypeError(f"the number {tree} would be part of a recording, and every other one make another: a tensor")
+        raise TypeError(f"the number {tree} would be part of a recording, and each other one of another: give a tensor")
     else:
         leaves += [type(tree), tree]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from disa_framework.guidance import combine
 from disa_framework.models.graphs import Evaluator
-from disa_framework.solvers.table import FusedStep, Update
+from disa_framework.solvers.table import FusedStep, Update, state_precision
 
 Head = Callable[..., Tensor]
 """`(x [B or 2 B, n, D], *inputs, **constants) -> out`, `[…, D]`, or `[…, 2 D]` with the variance value behind. Rows of
@@ -65,7 +65,7 @@ class GuidedStep(FusedStep):
         if not self._evaluate.records:
             return self._scale
         if self._scale_on is None:
-            self._scale_on = torch.full((), self._scale, dtype=_precision(x), device=x.device)
+            self._scale_on = torch.full((), self._scale, dtype=state_precision(x.dtype), device=x.device)
         return self._scale_on
 
 
@@ -77,16 +77,11 @@ class _Guided:
 
     def __call__(self, x: Tensor, scale: Any, *inputs: Any, **constants: Any) -> Tensor:
         # In bfloat16 the scale itself would be rounded.
-        cond, null = self.head(torch.cat((x, x)), *inputs, **constants).to(_precision(x)).chunk(2)
+        cond, null = self.head(torch.cat((x, x)), *inputs, **constants).to(state_precision(x.dtype)).chunk(2)
         D = x.shape[-1]
         if cond.shape[-1] == D:
             return combine(cond, null, scale)
         return torch.cat((combine(cond[..., :D], null[..., :D], scale), cond[..., D:]), dim=-1)
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    """Of guidance, and of the state: float32 at least."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,11 @@ def filled(setting: Setting, costs: Costs, limit: float, least: int = 1) -> Sett
     return scaled(low)
 
 
+def shortened(setting: Setting, costs: Costs, limit: float, least: int = 1) -> Setting:
+    """The setting; if it costs more than a limit, with as many of its steps as that allows, see `filled`."""
+    return setting if costs(setting) <= limit else filled(setting, costs, limit, least)
+
+
 class Objective:
     """Called with a trial, gives its quality; with `pareto`, its quality and its cost.
 

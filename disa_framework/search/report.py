@@ -23,7 +23,7 @@ from disa_framework import page
 from disa_framework.files import write_atomically
 from disa_framework.page import picture
 from disa_framework.schedules import Budget
-from disa_framework.search.objective import Objective, filled
+from disa_framework.search.objective import Objective, shortened
 from disa_framework.search.space import Setting
 from disa_framework.search.study import measured, over_limit
 
@@ -99,8 +99,8 @@ def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: S
     start = next(iter(found), None)
     if start and chose_more and setting.num_stages == found[start].num_stages:
         other = replace(setting, schedule=found[start].schedule)
-        if objective.limit is not None and objective.costs(other) > objective.limit:
-            other = filled(other, objective.costs, objective.limit)
+        if objective.limit is not None:
+            other = shortened(other, objective.costs, objective.limit)
         found[f"{start}, else as the winner"] = other
     return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
 

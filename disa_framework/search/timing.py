@@ -11,8 +11,8 @@ from disa_framework.search.space import Setting
 
 _ATTEMPTS = 6
 _USED = 0.98  # of a limit that what is found may take: who times it again will see a percent more or less
-_AIMED = 0.96  # of it, where it was missed, or met with more to spare than there is between this and _ENOUGH
-_ENOUGH = 0.9
+_ENOUGH = 0.9  # of it that what is found again should take at least
+_AIMED = 0.96  # of it that is asked for when what was found takes more or less than these
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class Table:
             Tokens `[B, n, D]` in `head_dtype`.
         """
         step = denoise(self.nodes)
-        noise = normal(self.draws, torch.promote_types(head_dtype, torch.float32))
+        noise = normal(self.draws, state_precision(head_dtype))
         if isinstance(step, FusedStep) and step.fuses:
             return self._advanced(step, noise, head_dtype).to(head_dtype)
         return self._stepped(step, noise, head_dtype).to(head_dtype)
@@ -196,6 +196,11 @@ class Table:
     @cached_property
     def _brought(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
         return {}
+
+
+def state_precision(head_dtype: torch.dtype) -> torch.dtype:
+    """Of the state between rows, and of guidance: that of the head, and float32 at least."""
+    return torch.promote_types(head_dtype, torch.float32)
 
 
 def _sum(known: Sequence[float], factors: Sequence[float | Tensor], tensors: Sequence[Tensor]) -> Tensor:
