@@ -13,6 +13,11 @@ def bring(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def missing_cuda() -> str | None:
+    """What this machine lacks to draw on a CUDA device, if it lacks anything."""
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
 def wait_for(device: torch.device) -> None:
     """Returns when a device has done all that it was given."""
     if device.type not in ("cpu", "meta"):

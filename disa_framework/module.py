@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from disa_framework.callbacks.overlap import Overlap
 from disa_framework.data.requests import Request
+from disa_framework.devices import missing_cuda
 from disa_framework.generation import Observer, generate
 from disa_framework.guidance import Guidance
 from disa_framework.models.attention import Backend, use_attention
 from disa_framework.models.base import ARDiffusionModel, Condition
 from disa_framework.models.compiling import compile_regions, missing_for_compilation
-from disa_framework.models.graphs import missing_for_graphs, use_graphs
+from disa_framework.models.graphs import use_graphs
 from disa_framework.models.lazy import Lazy, check_cache
 from disa_framework.models.tokenizers import Identity, Tokenizer
 from disa_framework.schedules import Constant, StepSchedule
@@ -79,6 +81,8 @@ class ARDiffusionModule(LightningModule):
             why, where there is no compiler.
         graphs: whether a GPU is given whole evaluations of the model at once, as CUDA graphs, which small batches gain
             from; left out, with a warning, where there is no such GPU.
+        overlap: whether `predict` has a GPU decode a batch while it draws the next, with the memory that both take;
+            left out, with a warning, where there is no such GPU.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.
@@ -95,6 +99,7 @@ class ARDiffusionModule(LightningModule):
         cache: Lazy | None = None,
         compile: bool = False,
         graphs: bool = False,
+        overlap: bool = False,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
@@ -106,10 +111,13 @@ class ARDiffusionModule(LightningModule):
             warnings.warn(f"drawing without compilation: {lack}", stacklevel=2)
         elif compile:
             compile_regions(model)
-        if graphs and (lack := missing_for_graphs()):
+        if graphs and (lack := missing_cuda()):
             warnings.warn(f"drawing without CUDA graphs: {lack}", stacklevel=2)
             graphs = False
         use_graphs(model, graphs)
+        if overlap and (lack := missing_cuda()):
+            warnings.warn(f"drawing one batch after the other: {lack}", stacklevel=2)
+            overlap = False
         if compile and cache:
             warnings.warn("with a cache, only the first block of each half is compiled", stacklevel=2)
         self.model = model
@@ -122,6 +130,7 @@ class ARDiffusionModule(LightningModule):
         self.optimization = optimization
         self.seed = seed
         self.observers: Sequence[Observer] = ()
+        self._overlap = Overlap() if overlap else None
 
     def evaluations(self) -> int:
         """Head evaluations of one image.
@@ -134,7 +143,10 @@ class ARDiffusionModule(LightningModule):
 
     def draw(self, condition: Condition | None, indices: Tensor) -> Tensor:
         """Images `[B, c, h, w]` in [-1, 1] of the samples `indices [B]` with the given labels `[B]` or `B` prompts."""
-        latents = generate(
+        return self.tokenizer.decode(self._latents(condition, indices))
+
+    def _latents(self, condition: Condition | None, indices: Tensor) -> Tensor:
+        return generate(
             self.model,
             condition,
             schedule=self.schedule,
@@ -147,7 +159,6 @@ class ARDiffusionModule(LightningModule):
             batch_size=len(indices),
             observers=self.observers,
         )
-        return self.tokenizer.decode(latents)
 
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
         loss = self._loss(batch)
@@ -166,7 +177,13 @@ class ARDiffusionModule(LightningModule):
         return self.model.loss(self.tokenizer.encode(images), condition, generator)
 
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
-        return self.draw(batch.condition, batch.indices)
+        latents = self._latents(batch.condition, batch.indices)
+        if self._overlap:
+            self._overlap.begin(latents)
+        return self.tokenizer.decode(latents)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self._overlap] if self._overlap else []
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimization

@@ -389,10 +389,14 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_what_a_machine_lacks_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
-    done = run("disa-predict", *MIXTURE, "--num_images", "2", "--graphs", "true", "--output", "drawn", cwd=tmp_path)
+    asked = ("--num_images", "2", "--graphs", "true", "--overlap", "true", "--output", "drawn")
+    done = run("disa-predict", *MIXTURE, *asked, cwd=tmp_path)
     assert done.returncode == 0 and len(images(tmp_path / "drawn")) == 2
     said = [line for line in done.stderr.splitlines() if "CUDA" in line or "Warning" in line]
-    assert said == ["disa-predict: drawing without CUDA graphs: there is no CUDA device"]
+    assert said == [
+        "disa-predict: drawing without CUDA graphs: there is no CUDA device",
+        "disa-predict: drawing one batch after the other: there is no CUDA device",
+    ]
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:

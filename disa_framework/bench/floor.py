@@ -1,7 +1,8 @@
 """The floor under a run's time: its matrix products, convolutions and attention calls, alone and in the same order.
 
 Weights are the run's own, as reading them is part of the work. Everything else is random and lies in one buffer for
-each argument, so that a recording of thousands of shapes takes no more memory than its largest ones.
+each argument, so that a recording of thousands of shapes takes no more memory than its largest ones. A GPU is given all
+of it at once, as one graph: the time in which the host launches kernels is no part of the floor.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from disa_framework.models.graphs import GraphRecorder
 
 _PRODUCTS = {
     "_linear_pointwise", "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
@@ -75,7 +78,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Floor:
-    """Calls that can be made again, by calling it.
+    """Calls that can be made again, by calling it, in inference mode.
 
     Args:
         calls: as they were recorded.
@@ -99,7 +102,14 @@ class Floor:
             for op, args, kwargs in calls
         ]
 
+        self._replay: Callable[[], object] = self._run
+        if device.type == "cuda" and calls:
+            _, self._replay = GraphRecorder().record(self._run, device)
+
     def __call__(self) -> None:
+        self._replay()
+
+    def _run(self) -> None:
         for op, args, kwargs in self.calls:
             op(*args, **kwargs)
 
@@ -108,4 +118,4 @@ def _random(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Normals; of anything but floats, ones."""
     if not dtype.is_floating_point:
         return torch.ones(length, dtype=dtype, device=device)
-    return torch.randn(length, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    return torch.randn(length, generator=torch.Generator().manual_seed(0)).to(device, dtype)

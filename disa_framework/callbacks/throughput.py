@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ class Throughput(Callback):
     """Times predict batches, decoder included.
 
     CUDA devices note the time themselves, so that the host goes on to the next batch; others are waited for. The first
-    batch warms up and does not count, unless it is the only one.
+    batch warms up and does not count, unless it is the only one. One that was begun before the last was done counts
+    from then on.
     """
 
     def __init__(self) -> None:
@@ -28,8 +30,12 @@ class Throughput(Callback):
     def seconds_per_image(self) -> float | None:
         """Of this process; `None` if it has drawn nothing. Waits until what it has drawn is there."""
         counted = self._batches[1:] or self._batches
-        images = sum(count for count, _, _ in counted)
-        return sum(_seconds(start, end) for _, start, end in counted) / images if images else None
+        if not counted:
+            return None
+        seconds = _seconds(*counted[0][1:])
+        for (_, _, before), (_, start, end) in pairwise(counted):
+            seconds += min(_seconds(start, end), _seconds(before, end))
+        return seconds / sum(count for count, _, _ in counted)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -14,13 +14,14 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 Function = Callable[..., Tensor]
+Result = TypeVar("Result")
 
 Tree = Any
 """Tensors, and all else that can be hashed, in lists, tuples, dictionaries and dataclasses."""
@@ -46,7 +47,7 @@ class Graphs:
         """Gives all graphs up, as weights lie elsewhere now, or the model computes in another way."""
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._places: WeakValueDictionary[Hashable, _Places] = WeakValueDictionary()  # lives as long as its graphs
-        self._record = _Recorder()
+        self._recorder = GraphRecorder()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -67,12 +68,17 @@ class Graphs:
         key = (function, _flat(inputs)[0], _flat(constants)[0])
         if key not in self._graphs:
             moving, fixed = self._placed("inputs", inputs), self._placed("constants", constants)
-            output, replay = self._record(partial(function, *moving.tree, **fixed.tree))
-            self._graphs[key] = Graph(moving, fixed, output, replay)
+            self._graphs[key] = self._recorded(partial(function, *moving.tree, **fixed.tree), moving, fixed)
             if len(self) > self.most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return self._graphs[key]
+
+    def _recorded(self, run: Callable[[], Tensor], inputs: _Places, constants: _Places) -> Graph:
+        output = run()
+        if output.is_cuda:
+            return Graph(inputs, constants, *self._recorder.record(run, output.device))
+        return Graph(inputs, constants, output, lambda: output.copy_(run()))
 
     def _placed(self, role: str, tree: Tree) -> _Places:
         """Places with the tree's tensors in them; graphs that are given the same shapes share them."""
@@ -157,27 +163,24 @@ class Evaluator:
         return graph.output.clone()  # the next replay writes there
 
 
-class _Recorder:
-    """Records calls of functions without arguments.
+class GraphRecorder:
+    """Records calls of functions without arguments, on a CUDA device.
 
-    Recordings share their memory. That is safe: they are replayed one after another, what one leaves behind is copied
-    before the next begins, and nothing else in there outlives a replay.
+    Recordings of one recorder share their memory. That is safe where they are replayed one after another, what one
+    leaves behind is copied before the next begins, and nothing else in there outlives a replay.
     """
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
-    def __call__(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+    def record(self, run: Callable[[], Result], device: torch.device) -> tuple[Result, Callable[[], object]]:
         """Where the result will lie, and what computes it anew."""
-        out = run()
-        if not out.is_cuda:
-            return out, lambda: out.copy_(run())
-        stream = self._stream = self._stream or torch.cuda.Stream(out.device)
-        stream.wait_stream(torch.cuda.current_stream(out.device))
+        stream = self._stream = self._stream or torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             run()  # libraries ask for memory when they first see a stream, which must not happen in a recording
-        torch.cuda.current_stream(out.device).wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads, which write images meanwhile, may use the device as they like.
         with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
@@ -223,11 +226,6 @@ def without_graphs(model: nn.Module) -> Iterator[None]:
     finally:
         for module, graphs in before:
             module.graphs = graphs
-
-
-def missing_for_graphs() -> str | None:
-    """What this machine lacks, if it lacks anything."""
-    return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
 def _recorded(model: nn.Module) -> list[Recorded]:

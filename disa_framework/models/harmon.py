@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from disa_framework.devices import bring
 from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
 from disa_framework.models.buffers import unrounded
@@ -198,7 +199,7 @@ class Harmon(ARDiffusionModel):
                 f"the tokenizer {self.tokenizer_source} has the id {ids.max()}, the language model knows {known}: "
                 "they do not belong together"
             )
-        return ids.to(self.device), torch.tensor([len(row) for row in rows]).to(self.device)
+        return bring(ids, self.device), bring(torch.tensor([len(row) for row in rows]), self.device)
 
     def read(self, ids: Tensor, lengths: Tensor) -> Context:
         """Runs prompts `ids [G B, T]`, as `pad` makes them, through the language model once."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from disa_framework.callbacks import Throughput
+from tests.cuda.simulation import simulated_cuda
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -33,38 +34,25 @@ def test_the_first_batch_warms_up_unless_it_is_the_only_one() -> None:
     assert timer.seconds_per_image == pytest.approx(0.01, rel=0.5)
 
 
-class Event:
-    """A CUDA event whose device is a second behind, and takes half a second more with every event."""
-
-    recorded, waited = 0, 0
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self, stream: object) -> None:
-        assert stream == "the stream"
-        type(self).recorded += 1
-        self.milliseconds = 1000 + 500 * self.recorded
-
-    def synchronize(self) -> None:
-        type(self).waited += 1
-
-    def elapsed_time(self, end: Event) -> float:
-        assert self.waited
-        return end.milliseconds - self.milliseconds
-
-
-def test_cuda_is_waited_for_when_the_time_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
-    timer = Throughput()
-    draw(timer, "cuda", (5, 0.0), (5, 0.0), (3, 0.0))
-    assert (Event.recorded, Event.waited) == (6, 0)
-    assert timer.seconds_per_image == pytest.approx(1 / 8) and Event.waited == 2
+def test_on_cuda_the_time_is_the_devices_which_is_waited_for_when_it_is_asked_for() -> None:
+    with simulated_cuda() as device:
+        timer, module = Throughput(), SimpleNamespace(device=torch.device("cuda"))
+        x = torch.zeros(1, device="cuda")
+        device.waits.clear()
+        for place, (count, operations) in enumerate([(4, 100), (5, 40), (3, 24)]):
+            batch: Any = SimpleNamespace(indices=torch.arange(count))
+            timer.on_predict_batch_start(None, module, batch, place)  # type: ignore[arg-type]
+            for _ in range(operations):
+                x += 1
+            timer.on_predict_batch_end(None, module, None, batch, place)  # type: ignore[arg-type]
+            x += 1  # between batches, which is not their time
+        assert not device.waits
+        assert timer.seconds_per_image == pytest.approx(0.064 / 8)  # an operation takes a millisecond
+        assert device.waits["event"]
 
 
 @CUDA
-def test_on_cuda_the_time_is_the_devices() -> None:
+def test_a_real_device_is_not_waited_for_either() -> None:
     timer, module = Throughput(), SimpleNamespace(device=torch.device("cuda"))
     for place in range(2):
         batch: Any = SimpleNamespace(indices=torch.arange(4))

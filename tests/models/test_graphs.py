@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework import Guidance, generate
+from disa_framework.devices import missing_cuda
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.base import Condition
-from disa_framework.models.graphs import Evaluator, Graphs, Recorded, missing_for_graphs, use_graphs, without_graphs
+from disa_framework.models.graphs import Evaluator, Graphs, Recorded, use_graphs, without_graphs
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear, StepSchedule
 from disa_framework.solvers import DDPM, DPMSolverPP, Euler, EulerMaruyama, Heun, Solver, Uniform
@@ -299,7 +300,7 @@ def test_a_module_without_graphs_makes_a_model_draw_without_them() -> None:
 # --- on CUDA ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not CUDA, reason=str(missing_for_graphs()))
+@pytest.mark.skipif(not CUDA, reason=str(missing_cuda()))
 @pytest.mark.parametrize("name", CASES)
 def test_on_cuda_it_draws_the_same_and_waits_for_nothing(name: str) -> None:
     case = CASES[name]
@@ -313,7 +314,7 @@ def test_on_cuda_it_draws_the_same_and_waits_for_nothing(name: str) -> None:
     watched(model, Linear(3, 2), seed=1, turn=1, cuda=True)
 
 
-@pytest.mark.skipif(not CUDA, reason=str(missing_for_graphs()))
+@pytest.mark.skipif(not CUDA, reason=str(missing_cuda()))
 def test_on_cuda_a_replay_evaluates_nothing_on_the_host() -> None:
     graphs, module = Graphs(), Scaled().to("cuda")
     with torch.inference_mode():

@@ -1,0 +1,43 @@
+"""Drawing on a simulated CUDA device: the same images as on the host, whatever order its streams get on in, and nobody
+waits for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from disa_framework import generate
+from disa_framework.models import ARDiffusionModel
+from disa_framework.models.graphs import use_graphs
+from disa_framework.solvers import DDPM, Cosine, EulerMaruyama
+from tests.cuda.simulation import simulated_cuda
+from tests.test_no_waiting import GUIDANCE, LINEAR, MODELS, asked, stages_of
+
+PRECISION = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest latent
+
+
+def drawn(model: ARDiffusionModel, seed: int) -> Tensor:
+    """Latents of four samples."""
+    solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
+    stages = stages_of(model)
+    return generate(
+        model, asked(model, seed), schedule=LINEAR, solver=solver, num_stages=stages, guidance=GUIDANCE, seed=seed
+    )
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("dtype", PRECISION, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_device_draws_what_the_host_draws_and_is_not_waited_for(name: str, dtype: torch.dtype, graphs: bool) -> None:
+    model = MODELS[name]().to(dtype)
+    expected = [drawn(model, seed) for seed in range(3)]
+    with simulated_cuda() as device:
+        use_graphs(model.to("cuda:0"), graphs)
+        found = [drawn(model, 0).cpu()]
+        device.waits.clear()
+        later = [drawn(model, seed) for seed in (1, 2)]
+        assert not device.waits
+        found += [latents.cpu() for latents in later]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= PRECISION[dtype] * theirs.abs().max()
