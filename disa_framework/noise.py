@@ -57,8 +57,9 @@ class PhiloxNoise:
         outside = (indices < 0) | (indices > _WORD)
         if outside.any():
             raise ValueError(f"indices must lie in 0 … 2**32 - 1, got {indices[outside][0].item()}")
-        self.seed = seed
-        self.indices = bring(indices.to(torch.int64), torch.device(device))
+        self.seed, self.device = seed, torch.device(device)
+        self.indices = bring(indices.to(torch.int64), self.device)
+        self._factors = bring(philox_factors(seed), self.device)
 
     def normal(
         self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32
@@ -78,27 +79,36 @@ class PhiloxNoise:
 
     def _words(self, stage: int, draws: int, blocks: int) -> Tensor:
         """Random 32-bit words `[4, R, B, blocks]` held in int64."""
-        device = self.indices.device
-        counter = torch.broadcast_tensors(
-            torch.arange(blocks, device=device).view(1, 1, -1),
-            torch.arange(draws, device=device).view(-1, 1, 1),
-            torch.full((), stage & _WORD, device=device),
-            self.indices.view(1, -1, 1),
-        )
-        return torch.stack(philox(counter, (self.seed & _WORD, (self.seed >> 32) & _WORD)))
+        block = torch.arange(blocks, device=self.device).view(1, 1, -1)
+        draw = torch.arange(draws, device=self.device).view(-1, 1, 1)
+        sample = self.indices.view(1, -1, 1)
+        even = torch.stack((block, torch.full_like(block, stage & _WORD)))
+        odd = torch.stack(torch.broadcast_tensors(draw, sample))
+        even, odd = philox(even, odd, self._factors)
+        return torch.stack((even[0], odd[0], even[1], odd[1]))
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox 4x32-10 of four int64 tensors that hold 32-bit words; `key` is two 32-bit words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+def philox(even: Tensor, odd: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Philox 4x32-10 of 32-bit words held in int64, which broadcast against each other.
+
+    Args:
+        even: words 0 and 2 of the counters, `[2, ...]`.
+        odd: words 1 and 3.
+        factors: as `philox_factors` gives them.
+    """
+    multipliers, *keys = factors.view(1 + _ROUNDS, 2, *[1] * (even.ndim - 1))
+    for key in keys:
         # A product of two 32-bit words wraps around in int64, which keeps its 64 bits as they are.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, ((p0 >> 32) & _WORD) ^ c3 ^ k1
-        c1, c3 = p1 & _WORD, p0 & _WORD
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0, c1, c2, c3
+        products = (even * multipliers).flip(0)
+        even, odd = ((products >> 32) & _WORD) ^ odd ^ key, products & _WORD
+    return even, odd
+
+
+def philox_factors(key: int) -> Tensor:
+    """The multipliers `[0]` and the keys of each round `[1:]`, of a key of two 32-bit words: `[1 + rounds, 2]`."""
+    words = [key & _WORD, (key >> 32) & _WORD]
+    keys = [[(word + i * step) & _WORD for word, step in zip(words, _WEYL, strict=True)] for i in range(_ROUNDS)]
+    return torch.tensor([_MULTIPLIERS, *keys])
 
 
 def _unit(words: Tensor) -> Tensor:

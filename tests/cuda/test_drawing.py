@@ -3,6 +3,8 @@ waits for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +12,11 @@ from torch import Tensor
 from disa_framework import generate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.graphs import use_graphs
-from disa_framework.solvers import DDPM, Cosine, EulerMaruyama
+from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, Solver
+from tests.cuda.launches import launches
 from tests.cuda.simulation import simulated_cuda
+from tests.models.tiny import tiny_mar
+from tests.models.tiny_flow import tiny_flowar
 from tests.test_no_waiting import GUIDANCE, LINEAR, MODELS, asked, stages_of
 
 PRECISION = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest latent
@@ -41,3 +46,12 @@ def test_a_device_draws_what_the_host_draws_and_is_not_waited_for(name: str, dty
         found += [latents.cpu() for latents in later]
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() <= PRECISION[dtype] * theirs.abs().max()
+
+
+@pytest.mark.parametrize("make", [tiny_mar, tiny_flowar])
+def test_a_row_is_three_launches_with_graphs(make: Callable[[], ARDiffusionModel]) -> None:
+    """One copies what it is given, one replays it, one copies the result."""
+    model = make().requires_grad_(False)
+    solver: Solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
+    _, eager = launches(model, solver, graphs=False)
+    assert launches(model, solver, graphs=True)[1] == 3 < eager / 6
