@@ -81,8 +81,8 @@ class ARDiffusionModule(LightningModule):
             why, where there is no compiler.
         graphs: whether a GPU is given whole evaluations of the model at once, as CUDA graphs, which small batches gain
             from; left out, with a warning, where there is no such GPU.
-        overlap: whether `predict` has a GPU decode a batch while it draws the next, with the memory that both take;
-            left out, with a warning, where there is no such GPU.
+        overlap: whether a GPU decodes a batch of images that are written while it draws the next, with the memory
+            that both take; left out, with a warning, where there is no such GPU.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the images that are drawn.

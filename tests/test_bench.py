@@ -23,6 +23,7 @@ from disa_framework.bench.floor import Floor, Recorder, Spec
 from disa_framework.bench.laps import split
 from disa_framework.cli.bench import _several, benchmark, command
 from disa_framework.models import SpaceToDepth
+from disa_framework.models.graphs import GraphRecorder
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear
 from tests.models.tiny import TINY, tiny_mar
@@ -88,7 +89,7 @@ def test_a_recording_holds_each_product_with_its_shapes_and_the_weights_themselv
         first, second = recorder.calls
         assert first.args[0] == Spec(0, (4, 3), (3, 1), torch.float32) and first.args[1] is layer.weight
         assert [value.shape for value in second.args if isinstance(value, Spec)][:3] == [(1, 1, 4, 5)] * 3
-        floor = Floor(recorder.calls, torch.device("cpu"))
+        floor = Floor(recorder.calls, torch.device("cpu"), GraphRecorder())
         with Recorder(layer.parameters()) as again:
             floor()
     assert again.calls == recorder.calls
@@ -100,7 +101,7 @@ def test_a_recording_takes_no_more_memory_than_its_largest_tensors() -> None:
     with Recorder([weight]) as recorder:
         for spec in shapes:
             torch.ones(spec.shape) @ weight
-    floor = Floor(recorder.calls, torch.device("cpu"))
+    floor = Floor(recorder.calls, torch.device("cpu"), GraphRecorder())
     assert {call.args[0].untyped_storage().nbytes() for call in floor.calls} == {4 * 49 * 7}
 
 

@@ -20,6 +20,7 @@ _PRODUCTS = {
     "_linear_pointwise", "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
     "mm", "mv",
 }  # fmt: skip
+_RANDOM = 2**20  # numbers that are drawn, on the host
 _ATTENTION = ("attention", "flash_attn")  # in the names of all kinds of it
 
 
@@ -83,9 +84,10 @@ class Floor:
     Args:
         calls: as they were recorded.
         device: where they are made.
+        recorder: makes graphs of them; floors that share one share their memory.
     """
 
-    def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
+    def __init__(self, calls: Sequence[Call], device: torch.device, recorder: GraphRecorder) -> None:
         values = [value for call in calls for value in (*call.args, *call.kwargs.values())]
         specs = {value for value in values if isinstance(value, Spec)}
         buffers = {
@@ -104,7 +106,7 @@ class Floor:
 
         self._replay: Callable[[], object] = self._run
         if device.type == "cuda" and calls:
-            _, self._replay = GraphRecorder().record(self._run, device)
+            _, self._replay = recorder.record(self._run, device)
 
     def __call__(self) -> None:
         self._replay()
@@ -115,7 +117,8 @@ class Floor:
 
 
 def _random(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Normals; of anything but floats, ones."""
+    """Normals, the same ones over and over; of anything but floats, ones."""
     if not dtype.is_floating_point:
         return torch.ones(length, dtype=dtype, device=device)
-    return torch.randn(length, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    some = torch.randn(min(length, _RANDOM), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return some.repeat(-(-length // _RANDOM))[:length]

@@ -14,7 +14,7 @@ import torch
 from disa_framework.bench.floor import Floor, Recorder
 from disa_framework.bench.laps import Clock, read, split
 from disa_framework.models.base import Condition
-from disa_framework.models.graphs import without_graphs
+from disa_framework.models.graphs import GraphRecorder, without_graphs
 from disa_framework.module import ARDiffusionModule
 
 
@@ -89,7 +89,8 @@ def measure(cases: Sequence[Case], *, repeats: int = 5, clock: Clock = time.perf
     for case in cases:
         case.module.eval()
     peaks = [peak_memory(case.device, case.draw) for case in cases]  # before floors take memory
-    floors = [_record(case) for case in cases]
+    recorder = GraphRecorder()
+    floors = [_record(case, recorder) for case in cases]
     timings = [Timing(case, [], {}, [], peak) for case, peak in zip(cases, peaks, strict=True)]
     for _ in range(repeats):
         for timing, floor in zip(timings, floors, strict=True):
@@ -113,13 +114,13 @@ def peak_memory(device: torch.device, run: Callable[[], object]) -> int | None:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def _record(case: Case) -> Floor:
+def _record(case: Case, graphs: GraphRecorder) -> Floor:
     """The floor of a case, which has been called once."""
     module = case.module
     weights = chain(module.parameters(), module.buffers())
     with without_graphs(module.model), Recorder(weights) as recorder:
         case.draw()
-    floor = Floor(recorder.calls, case.device)
+    floor = Floor(recorder.calls, case.device, graphs)
     floor()
     return floor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from numpy.typing import NDArray
 from PIL import Image
@@ -94,16 +96,17 @@ def test_whatever_stream_is_ahead_the_files_are_the_same(
         assert np.array_equal(written(tmp_path, overlap=True, graphs=graphs), expected)
 
 
-class Copies(Callback):
+class Copies(BasePredictionWriter):
     """Has images copied to the host, where they are once the device has come so far."""
 
     def __init__(self) -> None:
+        super().__init__("batch")
         self.images: list[Tensor] = []
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: object
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Tensor, *batch: object
     ) -> None:
-        self.images.append(outputs.to("cpu", non_blocking=True))
+        self.images.append(prediction.to("cpu", non_blocking=True))
 
 
 def copied(seed: int) -> Tensor:
@@ -154,7 +157,7 @@ def test_a_batch_may_be_drawn_before_the_last_is_decoded(overlap: bool) -> None:
     for seed in SEEDS:
         with simulated_cuda(seed) as device:
             order = Order(device)
-            predict(module_on("cuda:0", overlap=overlap), order)
+            predict(module_on("cuda:0", overlap=overlap), order, Copies())
             ahead += order.ahead()
     assert ahead > 0 if overlap else ahead == 0
 
@@ -175,18 +178,59 @@ def test_an_image_takes_as_long_as_the_device_is_at_work_however_batches_overlap
     for overlap in (False, True):
         with simulated_cuda() as device:
             timer = Throughput()
-            predict(module_on("cuda:0", overlap=overlap), timer)
+            predict(module_on("cuda:0", overlap=overlap), timer, Copies())
             device.synchronize()
             seconds[overlap] = timer.seconds_per_image
     assert seconds[True] == pytest.approx(seconds[False], rel=0.2)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_predictions_that_are_kept_are_whole(overlap: bool, expected: NDArray[np.uint8]) -> None:
-    with simulated_cuda(2):
-        kept: Sequence[Tensor] = predict(module_on("cuda:0", overlap=overlap), keep=True)
-    images = torch.cat(list(kept)).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
-    assert np.abs(images.numpy().astype(int) - expected.astype(int)).max() <= 1
+class Epoch(BasePredictionWriter):
+    """Is given all images at the end of the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+        self.images: list[Tensor] = []
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], *batches: object
+    ) -> None:
+        self.images += predictions
+
+
+class Holds(Callback):
+    """Looks at the images when all are drawn."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: object
+    ) -> None:
+        self.outputs.append(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.images = [images.cpu() for images in self.outputs]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whoever_keeps_images_has_them_whole(seed: int) -> None:
+    expected = copied(0)
+    with simulated_cuda(seed):
+        kept = predict(module_on("cuda:0", overlap=True), Copies(), keep=True)
+        assert torch.equal(torch.cat(kept), expected)
+    with simulated_cuda(seed):
+        epoch, holds = Epoch(), Holds()
+        predict(module_on("cuda:0", overlap=True), epoch, Copies())
+        assert torch.equal(torch.cat(epoch.images), expected)
+        predict(module_on("cuda:0", overlap=True), holds, Copies())
+        assert torch.equal(torch.cat(holds.images), expected)
+
+
+def test_a_module_can_be_copied_once_it_has_drawn() -> None:
+    with simulated_cuda():
+        module = module_on("cuda:0", overlap=True)
+        predict(module, Copies())
+        assert not copy.deepcopy(module._overlap)._streams  # type: ignore[union-attr]
 
 
 class Stop(Callback):
@@ -197,7 +241,7 @@ class Stop(Callback):
 def test_a_run_that_fails_leaves_the_current_stream_as_it_was() -> None:
     with simulated_cuda() as device:
         with pytest.raises(KeyError):
-            predict(module_on("cuda:0", overlap=True), Stop())
+            predict(module_on("cuda:0", overlap=True), Copies(), Stop())
         assert device.current is device.default
 
 
