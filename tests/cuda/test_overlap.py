@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 COUNT, BATCH = 5, 2
-SEEDS = range(4)
+SEEDS = range(3)
 
 
 class Accelerator(CPUAccelerator):
@@ -42,7 +42,7 @@ class Accelerator(CPUAccelerator):
 
 
 class Watch(Callback):
-    """Notes what the host has waited for by the end of each batch, and how far the device had come."""
+    """Notes how often the host has waited by the end of each batch."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -52,12 +52,12 @@ class Watch(Callback):
         self.waits.append(sum(self.device.waits.values()))
 
 
-def module_on(device: str, **options: Any) -> ARDiffusionModule:
+def module_on_cuda(**options: Any) -> ARDiffusionModule:
     """A tiny MAR and an autoencoder that makes images of its latents."""
     made = ARDiffusionModule(
         tiny_mar(), Linear(3, 2), num_stages=2, tokenizer=tiny_autoencoder(), seed=3, **options
     )
-    return made.requires_grad_(False).to(device)
+    return made.requires_grad_(False).to("cuda:0")
 
 
 def predict(module: ARDiffusionModule, *callbacks: Callback, keep: bool = False) -> Any:
@@ -74,7 +74,7 @@ def written(path: Path, *others: Callback, **options: Any) -> NDArray[np.uint8]:
     """The files of a run `[COUNT, h, w, c]`."""
     folder = SampleFolder(path)
     folder.claim({})
-    predict(module_on("cuda:0", **options), *others, ImageWriter(folder))
+    predict(module_on_cuda(**options), *others, ImageWriter(folder))
     return np.stack([np.asarray(Image.open(path / f"{index:06}.png")) for index in range(COUNT)])
 
 
@@ -87,8 +87,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
     return images
 
 
-@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "graphs"), [(0, False), (1, False), (1, True), (2, True)])
 def test_whatever_stream_is_ahead_the_files_are_the_same(
     seed: int, graphs: bool, expected: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -113,7 +112,7 @@ def copied(seed: int) -> Tensor:
     """Images of a run in which nobody waits before its end."""
     with simulated_cuda(seed) as device:
         copies = Copies()
-        predict(module_on("cuda:0", overlap=True), copies)
+        predict(module_on_cuda(overlap=True), copies)
         device.synchronize()
         return torch.cat(copies.images)
 
@@ -157,7 +156,7 @@ def test_a_batch_may_be_drawn_before_the_last_is_decoded(overlap: bool) -> None:
     for seed in SEEDS:
         with simulated_cuda(seed) as device:
             order = Order(device)
-            predict(module_on("cuda:0", overlap=overlap), order, Copies())
+            predict(module_on_cuda(overlap=overlap), order, Copies())
             ahead += order.ahead()
     assert ahead > 0 if overlap else ahead == 0
 
@@ -178,7 +177,7 @@ def test_an_image_takes_as_long_as_the_device_is_at_work_however_batches_overlap
     for overlap in (False, True):
         with simulated_cuda() as device:
             timer = Throughput()
-            predict(module_on("cuda:0", overlap=overlap), timer, Copies())
+            predict(module_on_cuda(overlap=overlap), timer, Copies())
             device.synchronize()
             seconds[overlap] = timer.seconds_per_image
     assert seconds[True] == pytest.approx(seconds[False], rel=0.2)
@@ -216,19 +215,19 @@ class Holds(Callback):
 def test_whoever_keeps_images_has_them_whole(seed: int) -> None:
     expected = copied(0)
     with simulated_cuda(seed):
-        kept = predict(module_on("cuda:0", overlap=True), Copies(), keep=True)
+        kept = predict(module_on_cuda(overlap=True), Copies(), keep=True)
         assert torch.equal(torch.cat(kept), expected)
     with simulated_cuda(seed):
         epoch, holds = Epoch(), Holds()
-        predict(module_on("cuda:0", overlap=True), epoch, Copies())
+        predict(module_on_cuda(overlap=True), epoch, Copies())
         assert torch.equal(torch.cat(epoch.images), expected)
-        predict(module_on("cuda:0", overlap=True), holds, Copies())
+        predict(module_on_cuda(overlap=True), holds, Copies())
         assert torch.equal(torch.cat(holds.images), expected)
 
 
 def test_a_module_can_be_copied_once_it_has_drawn() -> None:
     with simulated_cuda():
-        module = module_on("cuda:0", overlap=True)
+        module = module_on_cuda(overlap=True)
         predict(module, Copies())
         assert not copy.deepcopy(module._overlap)._streams  # type: ignore[union-attr]
 
@@ -241,7 +240,7 @@ class Stop(Callback):
 def test_a_run_that_fails_leaves_the_current_stream_as_it_was() -> None:
     with simulated_cuda() as device:
         with pytest.raises(KeyError):
-            predict(module_on("cuda:0", overlap=True), Copies(), Stop())
+            predict(module_on_cuda(overlap=True), Copies(), Stop())
         assert device.current is device.default
 
 
