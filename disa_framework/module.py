@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from disa_framework.callbacks.overlap import Overlap
+from disa_framework.callbacks import Overlap
 from disa_framework.data.requests import Request
 from disa_framework.devices import missing_cuda
 from disa_framework.generation import Observer, generate

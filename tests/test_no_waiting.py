@@ -26,7 +26,8 @@ from disa_framework.models.harmon import Harmon
 from disa_framework.models.lazy import Lazy
 from disa_framework.models.mar import MAR
 from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
-from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, LinearFlow
+from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, LinearFlow, Solver
+from tests.cuda.simulation import reads
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
@@ -61,7 +62,6 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
 }
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "equal"}
 MAKES = {"tensor", "as_tensor", "from_numpy"}  # of numbers that the host has
-HIDDEN = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "lift_fresh"}
 LINEAR, CONSTANT = Linear(3, 2), Constant(2)  # whose tables the first one has, too
 GUIDANCE = Guidance(2.0, interval=(0.1, 0.9))
 
@@ -95,8 +95,7 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         name = func.overloadpacket.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in given[1:])
-        if name in HIDDEN or by_mask:
+        if reads(name, given) or name == "lift_fresh":
             self.waits[name] += 1
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -135,6 +134,10 @@ def stages_of(model: ARDiffusionModel) -> int:
     return max(model.min_stages, min(3, model.max_stages))
 
 
+def solver_of(model: ARDiffusionModel) -> Solver:
+    return DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
+
+
 def asked(model: ARDiffusionModel, turn: int = 0) -> Condition:
     if model.num_classes:
         return (torch.arange(4) + turn) % model.num_classes
@@ -146,8 +149,7 @@ def draw(model: ARDiffusionModel, schedule: StepSchedule, seed: int = 0, turn: i
     """What all stages do once a run has begun."""
     condition, watch = asked(model, turn), Watch()
     source = PhiloxNoise(seed, torch.arange(4), model.device)
-    solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
-    stages = stages_of(model)
+    solver, stages = solver_of(model), stages_of(model)
     budget = schedule.budget(stages)
 
     def steps_of(stage: int, history: Sequence[StageRecord]) -> int:

@@ -20,8 +20,8 @@ _PRODUCTS = {
     "_linear_pointwise", "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
     "mm", "mv",
 }  # fmt: skip
-_RANDOM = 2**20  # numbers that are drawn, on the host
 _ATTENTION = ("attention", "flash_attn")  # in the names of all kinds of it
+_RANDOM = 2**20  # numbers that are drawn, on the host
 
 
 class Spec(NamedTuple):
@@ -84,10 +84,10 @@ class Floor:
     Args:
         calls: as they were recorded.
         device: where they are made.
-        recorder: makes graphs of them; floors that share one share their memory.
+        graphs: makes one of them on a GPU; floors that share one share their memory.
     """
 
-    def __init__(self, calls: Sequence[Call], device: torch.device, recorder: GraphRecorder) -> None:
+    def __init__(self, calls: Sequence[Call], device: torch.device, graphs: GraphRecorder) -> None:
         values = [value for call in calls for value in (*call.args, *call.kwargs.values())]
         specs = {value for value in values if isinstance(value, Spec)}
         buffers = {
@@ -106,7 +106,7 @@ class Floor:
 
         self._replay: Callable[[], object] = self._run
         if device.type == "cuda" and calls:
-            _, self._replay = recorder.record(self._run, device)
+            _, self._replay = graphs.record(self._run, device)
 
     def __call__(self) -> None:
         self._replay()

@@ -89,8 +89,8 @@ def measure(cases: Sequence[Case], *, repeats: int = 5, clock: Clock = time.perf
     for case in cases:
         case.module.eval()
     peaks = [peak_memory(case.device, case.draw) for case in cases]  # before floors take memory
-    recorder = GraphRecorder()
-    floors = [_record(case, recorder) for case in cases]
+    graphs = GraphRecorder()
+    floors = [_record(case, graphs) for case in cases]
     timings = [Timing(case, [], {}, [], peak) for case, peak in zip(cases, peaks, strict=True)]
     for _ in range(repeats):
         for timing, floor in zip(timings, floors, strict=True):

@@ -68,13 +68,13 @@ class Graphs:
         key = (function, _flat(inputs)[0], _flat(constants)[0])
         if key not in self._graphs:
             moving, fixed = self._placed("inputs", inputs), self._placed("constants", constants)
-            self._graphs[key] = self._recorded(partial(function, *moving.tree, **fixed.tree), moving, fixed)
+            self._graphs[key] = self._record(partial(function, *moving.tree, **fixed.tree), moving, fixed)
             if len(self) > self.most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _recorded(self, run: Callable[[], Tensor], inputs: _Places, constants: _Places) -> Graph:
+    def _record(self, run: Callable[[], Tensor], inputs: _Places, constants: _Places) -> Graph:
         output = run()
         if output.is_cuda:
             return Graph(inputs, constants, *self._recorder.record(run, output.device))

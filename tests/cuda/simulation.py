@@ -38,6 +38,12 @@ WHOLE = {"scaled_dot_product_attention"}  # is one kernel, and of many operation
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
+def reads(name: str, given: Sequence[Tensor]) -> bool:
+    """Whether the host needs to know numbers for an operation on tensors, if only to know how many there will be."""
+    by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in given[1:])
+    return name in READS or by_mask
+
+
 class Event:
     """A point in a stream's work."""
 
@@ -356,7 +362,7 @@ class Device(TorchDispatchMode):
         if any(tensor.ndim for tensor in given if not isinstance(tensor, Simulated)):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu")
         call = partial(func, *_there(args), **_there(kwargs))
-        if name in READS or (name.startswith("index") and any(x.dtype == torch.bool for x in given[1:])):
+        if reads(name, given):
             self.wait(name, self.current.point())
             return _wrapped(call())
         if schema.is_mutable:

@@ -12,23 +12,21 @@ from torch import Tensor
 from disa_framework import generate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.models.graphs import use_graphs
-from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, Solver
 from tests.cuda.launches import launches
 from tests.cuda.simulation import simulated_cuda
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar
-from tests.test_no_waiting import GUIDANCE, LINEAR, MODELS, asked, stages_of
+from tests.test_no_waiting import GUIDANCE, LINEAR, MODELS, asked, solver_of, stages_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of the largest latent
 
 
 def drawn(model: ARDiffusionModel, seed: int) -> Tensor:
     """Latents of four samples."""
-    solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
-    stages = stages_of(model)
     return generate(
-        model, asked(model, seed), schedule=LINEAR, solver=solver, num_stages=stages, guidance=GUIDANCE, seed=seed
-    )
+        model, asked(model, seed), schedule=LINEAR, solver=solver_of(model), num_stages=stages_of(model),
+        guidance=GUIDANCE, seed=seed,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "graphs"), [(torch.float32, True), (torch.bfloat16, False)], ids=["graphs", "bf16"])
@@ -51,6 +49,5 @@ def test_a_device_draws_what_the_host_draws_and_is_not_waited_for(name: str, dty
 def test_a_row_is_three_launches_with_graphs(make: Callable[[], ARDiffusionModel]) -> None:
     """One copies what it is given, one replays it, one copies the result."""
     model = make().requires_grad_(False)
-    solver: Solver = DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
-    _, eager = launches(model, solver, graphs=False)
-    assert launches(model, solver, graphs=True)[1] == 3 < eager / 6
+    _, eager = launches(model, solver_of(model), graphs=False)
+    assert launches(model, solver_of(model), graphs=True)[1] == 3 < eager / 6
