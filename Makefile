@@ -1,10 +1,10 @@
-# make setup | test | demo | table | mixture | clean
+# make setup | test | demo | table | mixture | gpu | gpu-dry | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit demo table mixture check-inception clean
+.PHONY: setup test lint unit demo table mixture gpu gpu-dry lowest check-inception clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,7 @@ test: setup lint unit
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 unit: setup
@@ -35,6 +36,21 @@ table: setup
 # The exact mixture: two minutes.
 mixture: setup
 	$(BIN)/python -m examples.mixture --seeds 0 1 2
+
+# On a machine with a GPU, with the packages that it has (make gpu PYTHON=python3.12): checks, then times, in seven minutes.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+# The same with tiny models on the CPU, to see that it runs: a minute.
+gpu-dry: setup
+	$(BIN)/python -m benchmarks.gpu --dry
+
+# The lowest versions that pyproject.toml allows. torch 2.6 comes with its GPU libraries: some gigabytes.
+lowest:
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt -e '.[all]' pytest scipy
+	$(VENV)/lowest/bin/python -m pytest -W ignore -o filterwarnings= tests/sampling tests/schedules tests/solvers \
+		tests/models tests/tokenizers tests/hub tests/metrics tests/test_module.py tests/test_resuming.py tests/test_docs.py
 
 # Inception figures against torch-fidelity's own. Its torchvision wants PyTorch's full build: some gigabytes.
 check-inception:

@@ -9,10 +9,9 @@ Draws with constant steps and with annealed ones, both without a cache and with 
 * `digits`: digits in 16 tokens, 16 stages, 2 + 2 blocks (configs/digits/mar.yaml), where there is little to cache;
 * `mixture`: a MAR trained on what MixtureAR draws exactly: 16 tokens, 16 stages, 4 + 4 blocks.
 
-All are drawn in turn, batch by batch. Prints distances (digits: Fréchet distance in the features of a classifier;
-mixture: sliced Wasserstein distance to the exact distribution) with their standard deviation over training runs,
-milliseconds an image, and speed-ups. That of both should be at least 0.8 times the product of the parts. Training
-runs are kept.
+Prints distances (digits: Fréchet distance in the features of a classifier; mixture: sliced Wasserstein distance to the
+exact distribution) with their standard deviation over training runs, milliseconds an image, timed in turn, and
+speed-ups. That of both should be at least 0.8 times the product of the parts. Training runs are kept.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,18 +29,19 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from disa_framework import Lazy, SamplingConfig
 from disa_framework.cli.common import find_config
-from disa_framework.data import DigitsData, in_turn
 from disa_framework.files import write_atomically
-from disa_framework.metrics import DigitsFeatures
-from disa_framework.metrics.fid import fid
-from disa_framework.metrics.images import to_uint8
-from disa_framework.models import MAR, MixtureAR
-from disa_framework.models.checkpoint import apply_weights, load_weights
-from disa_framework.models.lazy import Lazy
+from disa_framework.hub.checkpoint import apply_weights, load_weights
+from disa_framework.measure import measure_latency
+from disa_framework.metrics.quality import FID
+from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule, Optimization
 from disa_framework.schedules import Constant, Linear, StepSchedule
-from disa_framework.search.quality import ProjectedMixture
+from disa_framework.toy.classifier import DigitsFeatures
+from disa_framework.toy.digits import DigitsData
+from disa_framework.toy.exact import ProjectedMixture
+from disa_framework.toy.mixture import MixtureAR
 from examples.digits import train
 
 NOISE = 100  # seed of what is drawn
@@ -56,14 +55,14 @@ class Subject:
 
     Attributes:
         load: the model of a training run, from a folder and a seed.
-        distance: of images `[S, c, h, w]` in [-1, 1].
+        distance: of what a module drew, images `[S, c, h, w]` in [-1, 1].
         classes: to draw in turn.
         num_stages, constant, annealed: of the runs.
         count: samples measured.
     """
 
     load: Callable[[Path, int], MAR]
-    distance: Callable[[Tensor], float]
+    distance: Callable[[ARDiffusionModule, Tensor], float]
     classes: int
     num_stages: int
     constant: StepSchedule
@@ -100,11 +99,8 @@ def _mixture(folder: Path, seed: int) -> MAR:
 
 
 def _fit(model: MAR, folder: Path) -> None:
-    truth = MixtureAR()
-    components = torch.randint(len(truth.means), (200_000,))
-    noise = torch.randn(len(components), truth.means.shape[1], dtype=torch.float64)
-    points = (truth.means[components] + noise @ truth.cholesky.T).float()
-    data = TensorDataset(points.unflatten(1, (1, 4, 4)), torch.zeros(len(points), dtype=torch.int64))
+    points = MixtureAR().sample_exactly(200_000, torch.Generator().manual_seed(0))
+    data = TensorDataset(points.view(-1, 1, 4, 4), torch.zeros(len(points), dtype=torch.int64))
     module = ARDiffusionModule(model, optimization=Optimization(lr=1e-3, warmup_steps=100, decay="cosine"))
     trainer = Trainer(
         max_steps=2000, accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=3.0,
@@ -114,19 +110,15 @@ def _fit(model: MAR, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _frechet(images: Tensor) -> float:
-    metric = fid(DigitsFeatures())
-    metric.update(DigitsData(polarity="random").reference_images(), real=True)
-    metric.update(to_uint8(images), real=False)
+def _frechet(module: ARDiffusionModule, images: Tensor) -> float:
+    quality = FID(DigitsFeatures(), DigitsData(polarity="random"))
+    metric = quality.metric(module, None)
+    quality.update(metric, images)
     return float(metric.compute())
 
 
-def _wasserstein(latents: Tensor) -> float:
-    truth = MixtureAR()
-    directions = torch.randn(256, truth.means.shape[1], generator=torch.Generator().manual_seed(0)).double()
-    directions /= directions.norm(dim=1, keepdim=True)
-    weights = truth.component_weights(None, 1)[0].double()
-    return ProjectedMixture(weights, truth.means, truth.cholesky, directions).distance(latents.flatten(1))
+def _wasserstein(module: ARDiffusionModule, latents: Tensor) -> float:
+    return ProjectedMixture.of(MixtureAR()).distance(latents.flatten(1))
 
 
 SUBJECTS = {
@@ -137,24 +129,20 @@ SUBJECTS = {
 
 
 @torch.inference_mode()
-def examine(subject: Subject, model: MAR, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+def examine(subject: Subject, model: MAR, cache: Lazy) -> tuple[list[float], list[float]]:
     """Distance, and milliseconds an image, of each of `NAMES`."""
-    cache = Lazy(options.refresh, options.share, options.start)
-    modules = [
-        ARDiffusionModule(model, schedule, num_stages=subject.num_stages, cache=used, seed=NOISE).eval()
+    module = ARDiffusionModule(model, SamplingConfig(num_stages=subject.num_stages), seed=NOISE).eval()
+    samplings = [
+        replace(module.sampling, schedule=schedule, cache=used)
         for schedule in (subject.constant, subject.annealed)
         for used in (None, cache)
     ]
-    labels = torch.tensor(in_turn(range(subject.classes), subject.count))
-    images: list[list[Tensor]] = [[] for _ in modules]
-    seconds: list[list[float]] = [[] for _ in modules]
-    for indices in torch.arange(subject.count).split(BATCH):  # all in turn, so that a slow spell meets all alike
-        for module, drawn, spent in zip(modules, images, seconds, strict=True):
-            start = time.perf_counter()
-            drawn.append(module.draw(labels[indices], indices))
-            spent.append((time.perf_counter() - start) / len(indices))
-    distances = [subject.distance(torch.cat(drawn)) for drawn in images]
-    return distances, [1e3 * statistics.median(spent[1:]) for spent in seconds]  # the first batch warms up
+    labels, distances = torch.arange(subject.count) % subject.classes, []
+    for sampling in samplings:
+        drawing = module.drawing(sampling)
+        images = [drawing.draw(labels[indices], indices) for indices in torch.arange(subject.count).split(BATCH)]
+        distances.append(subject.distance(module, torch.cat(images)))
+    return distances, [1e3 * seconds for seconds in measure_latency(module, labels[:BATCH], BATCH, samplings)]
 
 
 def table(name: str, subject: Subject, runs: Sequence[tuple[list[float], list[float]]]) -> str:
@@ -186,10 +174,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    texts = []
+    texts, cache = [], Lazy(options.refresh, options.share, options.start)
     for name in options.subjects:
         subject, root = SUBJECTS[name], Path(options.output) / name
-        runs = [examine(subject, subject.load(root / f"seed{seed}", seed), options) for seed in options.seeds]
+        runs = [examine(subject, subject.load(root / f"seed{seed}", seed), cache) for seed in options.seeds]
         texts.append(table(name, subject, runs))
         print(texts[-1], flush=True)
     write_atomically(Path(options.output) / "caching.md", "\n".join(texts).encode())

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa_framework.metrics import DigitsFeatures
-from disa_framework.models import MAR, Identity
+from disa_framework.models import MAR
+from disa_framework.tokenizers import Identity
+from disa_framework.toy.classifier import DigitsFeatures
 
 _MIB = 2**20
 _TENTHS = 10
@@ -81,7 +82,7 @@ def _options(folder: Path, num_images: int, batch_size: int, features: bool) -> 
     if features:
         F, reference = DigitsFeatures().num_features, folder / "reference.npz"
         np.savez(reference, mu=np.zeros(F), sigma=np.eye(F))
-        network = {"class_path": "disa_framework.metrics.DigitsFeatures"}
+        network = {"class_path": "disa_framework.toy.classifier.DigitsFeatures"}
         config |= {"format": "none", "evaluate": {"reference": str(reference), "features": network}}
     (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML, too
     return ["--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "mar.pth")]

@@ -16,15 +16,16 @@ from statistics import median
 import torch
 from torch import nn
 
-from disa_framework.models import MAR, MixtureAR
+from disa_framework.measure import Prediction, held_out_error, measure_cost, median_error
+from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, Power, StepSchedule, TwoStage
-from disa_framework.search import Prediction, held_out_error, measure_cost, median_error
+from disa_framework.toy.mixture import MixtureAR
 
 STAGES = 16
 HELD_OUT: tuple[StepSchedule, ...] = (
     Constant(50), Constant(10), Linear(50, 5), Linear(5, 50), Cosine(25, 5), TwoStage(50, 5), Power(60, 2, 3.0),
-    PerStage([1, 40] * (STAGES // 2)),
+    PerStage((1, 40) * (STAGES // 2)),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, r
         for budget, column in zip(budgets, zip(*seen, strict=True), strict=True)
     ]
     for schedule, p in zip(HELD_OUT, medians, strict=True):
-        label = "PerStage([1, 40, …])" if isinstance(schedule, PerStage) else str(schedule)
+        label = "PerStage((1, 40, …))" if isinstance(schedule, PerStage) else str(schedule)
         print(
             f"  {label:38} predicted {1e3 * batch_size * p.predicted:8.1f} ms  "
             f"measured {1e3 * batch_size * p.measured:8.1f} ms  error {p.error:6.1%}"

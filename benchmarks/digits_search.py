@@ -14,30 +14,28 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 import torch
 import yaml
 from tqdm import tqdm
 
+from disa_framework import SamplingConfig
 from disa_framework.cli.common import find_config
-from disa_framework.data import DigitsData, in_turn
 from disa_framework.files import write_atomically
-from disa_framework.metrics import DigitsFeatures
+from disa_framework.hub.checkpoint import apply_weights, load_weights
+from disa_framework.metrics.quality import FID
 from disa_framework.models import MAR
-from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
-from disa_framework.search import analytic_cost, learn, measure_profile
-from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Costs, Objective
-from disa_framework.search.quality import FID
-from disa_framework.search.space import Knots, Setting, Space, Stages
-from disa_framework.search.study import Start, choose, fitted_constants, fitted_ramps, search
+from disa_framework.search import Calibration, Knots, Limit, Meter, Plan, Space, Stages, find
+from disa_framework.toy.classifier import DigitsFeatures
+from disa_framework.toy.digits import DigitsData
 from examples.digits import train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
@@ -58,71 +56,60 @@ SHORT = (
     "constant 4", "constant 5", "constant 6", "linear 5→3", "linear 6→2", "linear 8→3", "twostage 5→1", "twostage 5→3",
 )  # fmt: skip
 BASELINE = "constant 50"
+CPU = {"accelerator": "cpu"}
 NOISE = 100  # seed of the images that are compared; searches draw with seed 0
 
 
 class Point(NamedTuple):
-    """What a setting costs, its distance in each training run, and what it is in the last of them."""
+    """What a config costs, its distance in each training run, and what it is in the last of them."""
 
     evaluations: int
     distances: tuple[float, ...]
-    setting: Setting
+    sampling: SamplingConfig
 
 
-def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str, tuple[int, float, Setting]]:
-    """Evaluations, distance and setting of each schedule, by `way: name`."""
-    labels = torch.tensor(in_turn(range(10), options.count))
-    quality = FID(DigitsFeatures(), DigitsData(polarity="random"))
-    meter = Meter(module, quality, labels, 250, {"accelerator": "cpu"})
-    base = Setting.of(module)
-    results = {}
+def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str, tuple[int, float, SamplingConfig]]:
+    """Evaluations, distance and config of each schedule, by `way: name`."""
+    labels, quality = torch.arange(options.count) % 10, FID(DigitsFeatures(), DigitsData(polarity="random"))
+    base, results = module.sampling, {}
+    samplings = {BASELINE: base}
+    samplings |= {f"ramp: {name}": replace(base, schedule=ramp) for name, ramp in RAMPS.items()}
+    samplings |= {
+        f"ramp, fewer stages: {name}, {stages} stages": replace(base, schedule=RAMPS[name], num_stages=stages)
+        for stages in STAGES[:-1]
+        for name in SHORT
+    }
+    samplings |= found(module, quality, options)
+    meter = Meter(module, quality, labels, 250, CPU)
     with meter.lead():
-        settings = {BASELINE: base}
-        settings |= {f"ramp: {name}": replace(base, schedule=ramp) for name, ramp in RAMPS.items()}
-        settings |= {
-            f"ramp, fewer stages: {name}, {stages} stages": replace(base, schedule=RAMPS[name], num_stages=stages)
-            for stages in STAGES[:-1]
-            for name in SHORT
-        }
-        for name, setting in tqdm((settings | found(meter, base, labels, options)).items(), desc="schedules"):
-            with setting.applied(module):
-                evaluations = module.evaluations()
-            results[name] = (evaluations, meter.measure(setting, options.count, NOISE), setting)
+        for name, sampling in tqdm(samplings.items(), desc="schedules"):
+            evaluations = sampling.evaluations(module.model.process)
+            results[name] = (evaluations, meter.measure(sampling, options.count, NOISE), sampling)
     return results
 
 
-def found(meter: Meter, base: Setting, labels: torch.Tensor, options: argparse.Namespace) -> dict[str, Setting]:
-    """Settings from data."""
-    module, cost = meter.module, analytic_cost(meter.module)
-    profile = measure_profile(module.model, labels[: options.samples], solver=module.solver, menu=MENU)
-    every = profile.every_step()
-    costs = cost.stage_costs(every.menu)
-    settings: dict[str, Setting] = {}
-    for limit in LIMITS:
-        settings[f"calibrated: {limit}"] = replace(base, schedule=every.schedule(limit, costs, resolution=1.0))
-        settings[f"learned: {limit}"] = replace(base, schedule=learn(profile, limit, costs))
-    for name, (space, limits) in STUDIES.items() if options.trials else ():
-        for limit in limits:
-            calibrated = settings[f"calibrated: {limit}"].schedule
-            settings[f"{name}: {limit}"] = study(meter, space, limit, calibrated, options)
-    return settings
+def found(module: ARDiffusionModule, quality: FID, options: argparse.Namespace) -> dict[str, SamplingConfig]:
+    """Configs from data."""
+    plan = Plan(
+        rungs=(options.count // 3, options.count), seeds=1, batch_size=250, calibration=Calibration(MENU),
+        trials=options.trials or 1, profile_samples=options.samples, trainer=CPU,
+    )  # fmt: skip
+    samplings = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def finding(limit: int, **how: Any) -> SamplingConfig:
+            asked = replace(plan, study_name=f"{limit} {how}", **how)
+            return find(module, Limit.evaluations(limit), torch.arange(10), quality, asked, folder).sampling
+
+        for limit in LIMITS:
+            samplings[f"calibrated: {limit}"] = finding(limit, method="calibrate")
+            samplings[f"learned: {limit}"] = finding(limit, method="learn")
+        for name, (space, limits) in STUDIES.items() if options.trials else ():
+            samplings |= {f"{name}: {limit}": finding(limit, space=space) for limit in limits}
+    return samplings
 
 
-def study(
-    meter: Meter, space: Space, limit: int, calibrated: StepSchedule, options: argparse.Namespace
-) -> Setting:
-    """What a study finds that begins with the ramps at this limit and the calibrated schedule."""
-    costs = Costs(meter.module, analytic_cost)
-    objective = Objective(meter, costs, space, limit, (options.count // 3, options.count))
-    starts: dict[str, Start] = {
-        "calibrated": calibrated,
-        **fitted_ramps(costs, objective.base, limit),
-        **fitted_constants(costs, objective.base, limit, space.num_stages),
-    }
-    return objective.setting(choose(search(objective, options.trials, starts=starts), objective))
-
-
-def merged(runs: Sequence[dict[str, tuple[int, float, Setting]]]) -> dict[str, Point]:
+def merged(runs: Sequence[dict[str, tuple[int, float, SamplingConfig]]]) -> dict[str, Point]:
     """Each schedule over the training runs; a found one has as many evaluations as the dearest of them."""
     return {
         name: Point(
@@ -153,12 +140,12 @@ def cheapest(points: dict[str, Point]) -> dict[str, str]:
 
 def timed(module: ARDiffusionModule, points: dict[str, Point], names: Sequence[str]) -> str:
     """Markdown: what these cost on the clock."""
-    meter = Meter(module, None, torch.tensor(in_turn(range(10), 250)), 250, {"accelerator": "cpu"})
+    meter = Meter(module, None, torch.arange(250) % 10, 250, CPU)
     lines = ["| cheapest within the spread | head evaluations | distance | ms per image |", "|---|---|---|---|"]
-    latencies = meter.latencies([points[name].setting for name in names])
+    latencies = meter.latencies([points[name].sampling for name in names])
     for name, latency in zip(names, latencies, strict=True):
         point, time = points[name], 1e3 * latency
-        title = f"{name} ({point.setting.num_stages} stages: {' '.join(map(str, point.setting.budget))})"
+        title = f"{name} ({point.sampling.stages} stages: {' '.join(map(str, point.sampling.budget))})"
         lines.append(f"| {title} | {point.evaluations} | {_spread(point.distances)} | {time:.2f} |")
     return "\n".join(lines) + "\n"
 
@@ -180,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
     runs = []
     for seed in options.seeds:
         checkpoint = train(root / f"seed{seed}", "digits/mar", seed, "random", options.max_steps)
-        module = ARDiffusionModule(MAR(**shape), Constant(50))
+        module = ARDiffusionModule(MAR(**shape), SamplingConfig(num_stages=STAGES[-1]))
         apply_weights(module.model, load_weights(checkpoint), checkpoint)
         runs.append(examine(module, options))
     points = merged(runs)

@@ -22,21 +22,19 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from benchmarks.mixture_search import DDPM_950, NOISE, REFERENCE, STAGES, Truth
-from disa_framework import Guidance, NoiseSource, generate
-from disa_framework.generation import advance, sample_stage
-from disa_framework.models import MixtureAR
-from disa_framework.models.mixture import MixtureState
-from disa_framework.noise import PhiloxNoise
+from disa_framework import NoiseSource, PhiloxNoise, SamplingConfig, generate
+from disa_framework.sampling.generation import advance, sample_stage
 from disa_framework.schedules import Linear, StepSchedule
-from disa_framework.search import measure_profile
-from disa_framework.search.calibration import Profile
+from disa_framework.search import Calibration, Profile, measure_profile
 from disa_framework.search.coupling import SharedPath
-from disa_framework.search.quality import ProjectedMixture
+from disa_framework.toy.exact import ProjectedMixture
+from disa_framework.toy.mixture import MixtureAR, MixtureState
 
 MENU = (2, 3, 5, 7, 10, 14, 20, 28, 40, 60, 90)
 FINE, REST, LIMIT = 2 * max(MENU), 12, 440
 DIRECTIONS, QUANTILES = 64, 40  # as calibration has them
 TRUE_DIRECTIONS = 32
+SAMPLING = SamplingConfig(solver=DDPM_950, num_stages=STAGES)
 TRUTH = "the truth"
 
 
@@ -92,6 +90,7 @@ class Kept:
 
     def __init__(self, seed: int, count: int) -> None:
         self.source, self.made = PhiloxNoise(seed, torch.arange(count)), dict[int, Tensor]()
+        self.batch_size = count
 
     def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
         if stage not in self.made:
@@ -106,16 +105,14 @@ def cells(model: MixtureAR, samples: int) -> Iterator[list[Cell]]:
     """`[K][J]`; the tokens before a stage have many steps."""
     source, other = Kept(0, samples), Kept(1, samples)
     path = SharedPath(source, DDPM_950, model.process, FINE)
-    state = model.begin(None, STAGES, Guidance(), source, samples)
+    state = model.begin(None, SAMPLING, source)
     for stage in range(STAGES):
         row = row_of_cells(model, state, stage, path, other)
         yield row
         state = model.accept(state, model.propose(state, stage), row[0].many.tokens)
 
 
-def row_of_cells(
-    model: MixtureAR, state: MixtureState, stage: int, path: SharedPath, other: NoiseSource
-) -> list[Cell]:
+def row_of_cells(model: MixtureAR, state: MixtureState, stage: int, path: SharedPath, other: NoiseSource) -> list[Cell]:
     """Of one stage, from the state before it."""
     proposal, rest = model.propose(state, stage), range(stage + 1, STAGES)
 
@@ -137,7 +134,7 @@ def profiles(model: MixtureAR, samples: int) -> dict[str, Profile]:
         name: torch.stack([torch.stack([measure(cell) for cell in row]) for row in rows])
         for name, measure in MEASURES.items()
     }
-    calibrated = measure_profile(model, solver=DDPM_950, menu=MENU, other_steps=REST, batch_size=samples)
+    calibrated = measure_profile(model, None, SAMPLING, Calibration(MENU, other_steps=REST), batch_size=samples)
     return {"quantiles of the latents, shared noise": calibrated, **{name: profile(t) for name, t in tables.items()}}
 
 
@@ -152,7 +149,7 @@ def true_errors(model: MixtureAR, exact: ProjectedMixture, source: NoiseSource, 
     tokens = model.sample_exactly(count, generator).mT  # [B, 1, N, 1]
     uniform, normal = torch.rand(count, 1, generator=generator), torch.randn(count, STAGES, generator=generator)
     path = SharedPath(source, DDPM_950, model.process, FINE)
-    state, rows = model.begin(None, STAGES, Guidance(), source, count), []
+    state, rows = model.begin(None, SAMPLING, source), []
     for stage in range(STAGES):
         proposal = model.propose(state, stage)
         drawn = [sample_stage(model, proposal, stage, steps, DDPM_950, path.of(steps)) for steps in (*MENU, FINE)]
@@ -190,11 +187,11 @@ def compare(model: MixtureAR, sources: Sequence[NoiseSource], count: int, sample
     found[TRUTH] = profile(truth.clamp(min=0))
 
     def excess(schedule: StepSchedule) -> float:
-        draw = partial(generate, model, batch_size=count, schedule=schedule, solver=DDPM_950)
+        draw = partial(generate, model, None, SamplingConfig(schedule, DDPM_950), batch_size=count)
         return statistics.mean(exact.distance(draw(noise=source)) for source in sources) - exact.floor
 
     reference = excess(Linear(50, 5))
-    return {name: (*agreements[name], excess(p.every_step().schedule(LIMIT)) / reference) for name, p in found.items()}
+    return {name: (*agreements[name], excess(p.schedule(LIMIT)) / reference) for name, p in found.items()}
 
 
 def spread(values: Sequence[float]) -> str:

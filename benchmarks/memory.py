@@ -21,12 +21,12 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, Observer, StageRecord, generate, keep_freed_memory, models
+from disa_framework import Guidance, Observer, PhiloxNoise, SamplingConfig, StageRecord, generate, models
 from disa_framework.models import ARDiffusionModel
-from disa_framework.models.attention import KVCache
-from disa_framework.noise import PhiloxNoise
+from disa_framework.nn.attention import KVCache
+from disa_framework.runtime.memory import keep_freed_memory
 from disa_framework.schedules import Linear
-from disa_framework.solvers import DDPM, Cosine, Euler, Spaced
+from disa_framework.solvers import DDPM, Euler, Spaced, VPCosine
 
 _MIB = 2**20
 _RUNS = ("weights", "one stage", "whole run")
@@ -47,25 +47,23 @@ def measure(name: str, batch_size: int, run: str) -> dict[str, float]:
     before = _peak()
     model: ARDiffusionModel = getattr(models, name)().eval()
     if run != "weights":
-        _draw(model, batch_size, [_AfterSecondStage()] if run == "one stage" else [])
+        with suppress(_StopError):
+            generate(
+                model, torch.arange(batch_size), _sampling(model),
+                observers=[_AfterSecondStage()] if run == "one stage" else [],
+            )  # fmt: skip
     return {"peak": _peak() - before, "cache": _cache(model, batch_size) / _MIB}
 
 
-def _draw(model: ARDiffusionModel, batch_size: int, observers: Sequence[Observer]) -> None:
-    solver = DDPM(Spaced(clip=950)) if isinstance(model.process, Cosine) else Euler()
-    with suppress(_StopError):
-        generate(
-            model, torch.arange(batch_size), num_stages=min(64, model.max_stages), schedule=Linear(4, 2), solver=solver,
-            guidance=Guidance(3.0), observers=observers,
-        )  # fmt: skip
+def _sampling(model: ARDiffusionModel) -> SamplingConfig:
+    solver = DDPM(Spaced(clip=950)) if isinstance(model.process, VPCosine) else Euler()
+    return model.settle(SamplingConfig(Linear(4, 2), solver, min(64, model.max_stages), Guidance(3.0)))
 
 
 def _cache(model: ARDiffusionModel, batch_size: int) -> int:
     """Bytes of the keys and values that a guided run allocates."""
-    noise = PhiloxNoise(0, torch.arange(batch_size))
-    stages = min(64, model.max_stages)
     with torch.inference_mode():
-        state = model.begin(torch.arange(batch_size), stages, Guidance(3.0), noise, batch_size)
+        state = model.begin(torch.arange(batch_size), _sampling(model), PhiloxNoise(0, torch.arange(batch_size)))
     caches: list[KVCache] = getattr(state, "caches", [])
     return sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
 

@@ -13,37 +13,37 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import optuna
 import torch
 from torch import Tensor
 
-from disa_framework import generate
-from disa_framework.models import MixtureAR
+from disa_framework import SamplingConfig, generate
+from disa_framework.measure.cost import analytic_cost
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.schedules.adaptive import Signal
-from disa_framework.search import analytic_cost, fit_adaptive, learn, measure_profile
+from disa_framework.search import Costs, Knots, Limit, Meter, Parametric, Plan, Space, Stages, find
 from disa_framework.search.adaptation import Records
-from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Costs, Objective
-from disa_framework.search.quality import ProjectedMixture, SlicedWasserstein
-from disa_framework.search.space import Knots, Parametric, Setting, Space, Stages
-from disa_framework.search.study import Start, choose, fitted_ramps, search
+from disa_framework.search.objective import Objective, sampling_of
+from disa_framework.search.study import choose, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
+from disa_framework.toy.exact import ProjectedMixture, SlicedWasserstein
+from disa_framework.toy.mixture import MixtureAR
 
-STAGES, PROJECTIONS, SAMPLES = 16, 128, 3000
+STAGES, PROJECTIONS = 16, 128
 NOISE = (100, 101, 102)  # seeds of the samples that are compared; searches draw with seed 0
 DDPM_950, FAST = DDPM(Spaced(clip=950)), DPMSolverPP(2, Spaced(clip=950))
 T = TypeVar("T")
 REFERENCE = "linear 50→5"
 
-RUNGS = (10_000, 20_000)  # with fewer samples luck decides which trials are stopped
 FEWER = (13, 14, 15)  # numbers of stages to choose from, besides
 WARM = (1.0, 1.2)  # temperatures to choose from
 SPACES = {
@@ -54,8 +54,11 @@ SPACES = {
     "searched, 5 knots, temperature, stages": Space(Knots(5, 2, 150), temperature=WARM, num_stages=(STAGES, *FEWER)),
 }
 WARM_LINEAR = Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM)
+DISTANCE, CPU = SlicedWasserstein(64), {"accelerator": "cpu"}
+# With fewer samples luck decides which trials are stopped.
+PLAN = Plan(rungs=(10_000, 20_000), batch_size=4000, seeds=1, profile_samples=3000, trainer=CPU)
 
-Settings = dict[str, Setting]
+Samplings = dict[str, SamplingConfig]
 
 
 class Truth:
@@ -74,20 +77,29 @@ class Truth:
         return self.mixture.distance(latents.flatten(1))
 
 
-def found(model: MixtureAR, solver: Solver, limit: int, name: str, options: argparse.Namespace) -> Settings:
-    """Settings from data, at most `limit` head evaluations each."""
-    module = ARDiffusionModule(model, Constant(limit // STAGES), solver)
-    base, spaces = Setting.of(module), _spaces(solver) if options.trials else {}
-    counts = {STAGES: None} | {K: None for space in spaces.values() for K in space.num_stages}
-    settings = {title: found for K in counts for title, found in _from_profile(model, solver, K, limit).items()}
-    ramps, profiled = fitted_ramps(Costs(module, analytic_cost), base, limit), list(settings.items())
+def module(model: MixtureAR, schedule: StepSchedule, solver: Solver, num_stages: int = STAGES) -> ARDiffusionModule:
+    return ARDiffusionModule(model, SamplingConfig(schedule, solver, num_stages))
+
+
+def found(model: MixtureAR, solver: Solver, limit: int, folder: Path, trials: int) -> Samplings:
+    """Configs from data, at most `limit` head evaluations each."""
+
+    def finding(title: str, num_stages: int = STAGES, **options: Any) -> SamplingConfig:
+        asked = module(model, Constant(limit // STAGES), solver, num_stages)
+        plan, work = replace(PLAN, study_name=title, **options), partial(find, asked, Limit.evaluations(limit))
+        return _timed(title, lambda: work(None, DISTANCE, plan, folder).sampling)
+
+    results, spaces = {}, _spaces(solver) if trials else {}
+    for stages in (STAGES, *(FEWER if any(space.num_stages for space in spaces.values()) else ())):
+        fewer = f", {stages} stages" if stages != STAGES else ""
+        results[f"calibrated{fewer}"] = finding(f"calibrated{fewer}", stages, method="calibrate")
+        results[f"learned{fewer}"] = finding(f"learned{fewer}", stages, method="learn")
     for title, space in spaces.items():
-        starts = {of: start for of, start in profiled if start.num_stages in (space.num_stages or (STAGES,))}
-        settings[title] = _timed(title, partial(study, module, space, limit, {**starts, **ramps}, options.trials))
+        results[title] = finding(title, space=space, trials=trials)
     for signal in get_args(Signal):
-        adaptive = fit_adaptive(model, limit=limit, solver=solver, cost=analytic_cost(module), signal=signal)
-        settings[f"adaptive, {signal}"] = replace(base, schedule=adaptive)
-    return {f"{title}{name}": found for title, found in settings.items()}
+        title = f"adaptive, {signal}"
+        results[title] = finding(title, method="adapt", signal=signal, batch_size=500)
+    return results
 
 
 def _spaces(solver: Solver) -> dict[str, Space]:
@@ -96,64 +108,50 @@ def _spaces(solver: Solver) -> dict[str, Space]:
     return SPACES if isinstance(solver, DDPM) else plain
 
 
-def _from_profile(model: MixtureAR, solver: Solver, num_stages: int, limit: int) -> Settings:
-    """What is found without trials."""
-    module, stages = ARDiffusionModule(model, solver=solver, num_stages=num_stages), f"{num_stages} stages"
-    measure = partial(measure_profile, model, solver=solver, num_stages=num_stages, batch_size=SAMPLES)
-    profile = _timed(f"profile, {stages}", measure)
-    every = profile.every_step()
-    costs = analytic_cost(module).stage_costs(every.menu)
-    schedules: dict[str, StepSchedule] = {
-        "calibrated": every.schedule(limit, costs, resolution=1.0),
-        "learned": _timed(f"learning, {stages}", partial(learn, profile, limit, costs)),
-    }
-    fewer = f", {stages}" if num_stages != STAGES else ""
-    return {f"{title}{fewer}": replace(Setting.of(module), schedule=found) for title, found in schedules.items()}
+def warm_linear(model: MixtureAR, limit: int, trials: int) -> Samplings:
+    """What temperature alone does for a ramp: a study that begins with nothing."""
+    ramp, name = module(model, Linear(50, 5), DDPM_950), "linear 50→5, best temperature"
+    meter = Meter(ramp, DISTANCE, None, PLAN.batch_size, CPU)
 
+    def study() -> SamplingConfig:
+        with meter.lead():
+            objective = Objective(meter, Costs(ramp, analytic_cost), WARM_LINEAR, limit, PLAN.rungs)
+            return sampling_of(choose(search(objective, trials), objective))
 
-def warm_linear(model: MixtureAR, limit: int, trials: int) -> Settings:
-    """What temperature alone does for a ramp."""
-    module, name = ARDiffusionModule(model, Linear(50, 5), DDPM_950), "linear 50→5, best temperature"
-    return {name: _timed(name, partial(study, module, WARM_LINEAR, limit, {}, trials))} if trials else {}
-
-
-def study(
-    module: ARDiffusionModule, space: Space, limit: int, starts: Mapping[str, Start], trials: int
-) -> Setting:
-    """What a study finds that begins with these."""
-    meter = Meter(module, SlicedWasserstein(64), None, 4000, {"accelerator": "cpu"})
-    with meter.lead():
-        objective = Objective(meter, Costs(module, analytic_cost), space, limit, RUNGS)
-        return objective.setting(choose(search(objective, trials, starts=starts), objective))
+    return {name: _timed(name, study)} if trials else {}
 
 
 def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Evaluations and distance above the floor of each schedule."""
-    limit = sum(DDPM_950.evaluations(model.process, steps) for steps in Linear(50, 5).budget(STAGES))
-    base = Setting.of(ARDiffusionModule(model, Linear(50, 5), DDPM_950))
-    settings: Settings = {
+    """Evaluations and distance above the floor of each config."""
+    base, fast = module(model, Linear(50, 5), DDPM_950).sampling, module(model, Constant(13), FAST).sampling
+    limit = base.evaluations(model.process)
+    with tempfile.TemporaryDirectory() as name:
+        whole = found(model, DDPM_950, limit, Path(name, "whole"), options.trials)
+        half = found(model, FAST, limit // 2, Path(name, "half"), options.trials)
+    samplings = {
         REFERENCE: base,
         "cosine 50→5": replace(base, schedule=Cosine(50, 5)),
         "two-stage 50, 5": replace(base, schedule=TwoStage(50, 5)),
         "constant 28": replace(base, schedule=Constant(28)),
-        **found(model, DDPM_950, limit, "", options),
+        **whole,
         **warm_linear(model, limit, options.trials),
-        "constant 13, half": replace(base, schedule=Constant(13), solver=FAST),
-        **found(model, FAST, limit // 2, ", half", options),
+        "constant 13, half": fast,
+        **{f"{title}, half": sampling for title, sampling in half.items()},
     }
-    truth, results = Truth(model, options.count), {}
-    for name, setting in settings.items():
-        distances, seen = [], Records()
-        for seed in NOISE:
-            drawn = generate(
-                model, batch_size=options.count, schedule=setting.schedule, solver=setting.solver,
-                num_stages=setting.num_stages, seed=seed, observers=[seen],
-            )  # fmt: skip
-            distances.append(truth.distance(drawn))
-        evaluations = sum(record.evaluations for record in seen.records) / len(NOISE)
-        results[name] = (evaluations, statistics.mean(distances) - truth.floor)
-        print(f"  {name:38} {evaluations:6.0f} {results[name][1]:.4f} {seen.budget[: setting.num_stages]}", flush=True)
-    return results
+    truth = Truth(model, options.count)
+    return {name: measured(model, name, sampling, truth, options.count) for name, sampling in samplings.items()}
+
+
+def measured(model: MixtureAR, name: str, sampling: SamplingConfig, truth: Truth, count: int) -> tuple[float, float]:
+    """Evaluations and distance above the floor."""
+    distances, seen = [], Records()
+    for seed in NOISE:
+        drawn = generate(model, None, sampling, batch_size=count, seed=seed, observers=[seen])
+        distances.append(truth.distance(drawn))
+    evaluations = sum(record.evaluations for record in seen.records) / len(NOISE)
+    distance = statistics.mean(distances) - truth.floor
+    print(f"  {name:38} {evaluations:6.0f} {distance:.4f} {seen.budget[: sampling.stages]}", flush=True)
+    return evaluations, distance
 
 
 def _timed(name: str, work: Callable[[], T]) -> T:

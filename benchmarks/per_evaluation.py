@@ -15,11 +15,10 @@ import time
 import torch
 from torch import Tensor
 
-from disa_framework import Observer, StageRecord, generate
+from disa_framework import Observer, SamplingConfig, StageRecord, generate
 from disa_framework.models import MAR
 from disa_framework.models.base import Proposal
 from disa_framework.schedules import Constant, Linear, StepSchedule
-from disa_framework.solvers import DDPM
 
 BATCH = 8
 SCHEDULES: dict[str, StepSchedule] = {"constant 25": Constant(25), "linear 50→5": Linear(50, 5)}
@@ -43,7 +42,7 @@ def seconds_per_evaluation(model: MAR, schedule: StepSchedule) -> float:
     """Of one run."""
     watch = HeadTime()
     labels = torch.zeros(BATCH, dtype=torch.long)
-    generate(model, labels, schedule=schedule, solver=DDPM(), num_stages=64, observers=[watch])
+    generate(model, labels, SamplingConfig(schedule, num_stages=64), observers=[watch])
     return watch.seconds / watch.evaluations
 
 

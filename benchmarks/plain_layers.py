@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disa_framework.models.attention import Past
-from disa_framework.models.flow_head import CrossFlowBlock
+from disa_framework.nn.attention import Past
+from disa_framework.nn.flow_head import CrossFlowBlock
 
 Weights = Any
 """A module of a model."""

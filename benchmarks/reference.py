@@ -31,20 +31,46 @@ from benchmarks.plain_layers import (
     rotary_table,
     vit_block,
 )
-from disa_framework.guidance import Guidance, combine
 from disa_framework.models import MAR, XAR, FlowAR
-from disa_framework.models.adaptive import allocate_caches, grid_positions, rotary
-from disa_framework.models.attention import KVCache, Past
-from disa_framework.models.layers import flow_times, patchify, unpatchify
 from disa_framework.models.mar import masked_counts
-from disa_framework.noise import NoiseSource
+from disa_framework.nn.adaln import allocate_caches
+from disa_framework.nn.attention import KVCache, Past
+from disa_framework.nn.rotary import grid_positions, rotary
+from disa_framework.nn.time import flow_times
+from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.sampling.guidance import Guidance, combine
+from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers import Solver
 from disa_framework.solvers.table import Table as SolverTable
+
+Integrate = Callable[[SolverTable, Callable[[Tensor, float], Tensor], Tensor], Tensor]
+"""`(table, evaluate, normals) -> tokens`, the way from noise to tokens of one stage."""
+
+
+def integrate(table: SolverTable, evaluate: Callable[[Tensor, float], Tensor], normals: Tensor) -> Tensor:
+    """The tokens `[rows, ...]` that a one-step solver makes of `normals [draws, rows, ...]`; its state is doubled."""
+    assert not any(row.C or row.D for row in table.rows), "the plain samplers know one-step solvers"
+    noise = torch.cat((normals, normals), dim=1)
+    x = noise[0]
+    for i, (t, row) in enumerate(zip(table.nodes.times, table.rows, strict=True)):
+        out = evaluate(x.float(), t).to(x.dtype)
+        out, value = out.chunk(2, dim=-1) if table.learns_variance else (out, None)
+        x = row.A * x + row.B * (row.P * x + row.Q * out)
+        if row.S:
+            std = row.S if value is None else row.S * torch.exp(row.R * value)
+            x = x + std * noise[i + 1]
+    return x.chunk(2)[0].float()
 
 
 @torch.inference_mode()
 def mar(
-    model: MAR, labels: Tensor, budget: Sequence[int], solver: Solver, guidance: Guidance, noise: NoiseSource
+    model: MAR,
+    labels: Tensor,
+    budget: Sequence[int],
+    solver: Solver,
+    guidance: Guidance,
+    noise: NoiseSource,
+    integrate: Integrate = integrate,
 ) -> Tensor:
     """Latents `[B, C, H, W]`; all tokens go through both ends of the backbone, and times and conditioning are embedded
     for every row at every step."""
@@ -65,14 +91,20 @@ def mar(
 
         table = solver.table(model.process, steps)
         normals = noise.normal(stage, (n, D), table.draws).flatten(1, 2)
-        tokens[drawn] = _integrate(table, evaluate, normals)
+        tokens[drawn] = integrate(table, evaluate, normals)
         masked = still
     return unpatchify(tokens, model.patch_size, *model.latent_shape[1:])
 
 
 @torch.inference_mode()
 def flowar(
-    model: FlowAR, labels: Tensor, budget: Sequence[int], solver: Solver, guidance: Guidance, noise: NoiseSource
+    model: FlowAR,
+    labels: Tensor,
+    budget: Sequence[int],
+    solver: Solver,
+    guidance: Guidance,
+    noise: NoiseSource,
+    integrate: Integrate = integrate,
 ) -> Tensor:
     """Latents `[B, C, H, W]`; the head's times, conditioning and rotary table are made anew at every step."""
     C, K, net = model.latent_shape[0], model.max_stages, model.flownet
@@ -91,7 +123,7 @@ def flowar(
 
         table = solver.table(model.process, steps)
         normals = noise.normal(stage, (side * side, C), table.draws)
-        tokens = _integrate(table, evaluate, normals)
+        tokens = integrate(table, evaluate, normals)
         if stage + 1 < K:
             image = F.interpolate(unpatchify(tokens, 1, side, side), size=model.latent_shape[1:], mode="bicubic")
             seen = patchify(F.interpolate(image, size=model.scales[stage + 1], mode="area"), 1)
@@ -101,7 +133,13 @@ def flowar(
 
 @torch.inference_mode()
 def xar(
-    model: XAR, labels: Tensor, budget: Sequence[int], solver: Solver, guidance: Guidance, noise: NoiseSource
+    model: XAR,
+    labels: Tensor,
+    budget: Sequence[int],
+    solver: Solver,
+    guidance: Guidance,
+    noise: NoiseSource,
+    integrate: Integrate = integrate,
 ) -> Tensor:
     """Latents `[B, C, H, W]`; both branches draw every cell, and times are embedded at every step."""
     C, K, n = model.latent_shape[0], model.max_stages, model.cell_tokens
@@ -125,7 +163,7 @@ def xar(
 
         table = solver.table(model.process, steps)
         normals = noise.normal(stage, (n, C), table.draws)
-        cells.append(_integrate(table, evaluate, normals))
+        cells.append(integrate(table, evaluate, normals))
     return model.from_cells(torch.cat(cells, dim=1))
 
 
@@ -192,18 +230,3 @@ def _guided(out: Tensor, scale: float) -> Tensor:
     """Both halves guided alike."""
     cond, null = out.chunk(2)
     return torch.cat((combine(cond, null, scale),) * 2)
-
-
-def _integrate(table: SolverTable, evaluate: Callable[[Tensor, float], Tensor], normals: Tensor) -> Tensor:
-    """The tokens `[rows, ...]` that a one-step solver makes of `normals [draws, rows, ...]`; its state is doubled."""
-    assert not any(row.C or row.D for row in table.rows), "the plain samplers know one-step solvers"
-    noise = torch.cat((normals, normals), dim=1)
-    x = noise[0]
-    for i, (t, row) in enumerate(zip(table.nodes.times, table.rows, strict=True)):
-        out = evaluate(x.float(), t).to(x.dtype)
-        out, value = out.chunk(2, dim=-1) if table.learns_variance else (out, None)
-        x = row.A * x + row.B * (row.P * x + row.Q * out)
-        if row.S:
-            std = row.S if value is None else row.S * torch.exp(row.R * value)
-            x = x + std * noise[i + 1]
-    return x.chunk(2)[0].float()

@@ -15,21 +15,20 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from disa_framework import Guidance, generate, generation, keep_freed_memory
-from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR, linear
-from disa_framework.models.compiling import compile_regions
-from disa_framework.models.lazy import Lazy
-from disa_framework.noise import PhiloxNoise
+from disa_framework import FeatureCache, Guidance, Lazy, Observer, PhiloxNoise, SamplingConfig, StageRecord, generate
+from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR
+from disa_framework.models.base import Proposal
+from disa_framework.runtime import products
+from disa_framework.runtime.compiling import compile_regions
+from disa_framework.runtime.memory import keep_freed_memory
 from disa_framework.schedules import Linear, PerStage
 from disa_framework.schedules.base import Budget
 from disa_framework.solvers import DDPM, Euler, EulerMaruyama, Halves, Solver
@@ -87,19 +86,24 @@ FAMILIES = {
 }  # fmt: skip
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-_HEADS = ((generation, "sample_stage"), (reference, "_integrate"))  # what goes from noise to tokens, ours and plain
+Clock = Callable[[], float]
+Sampler = Callable[[Budget], tuple[Tensor, float]]
+"""From a budget to latents and the seconds between noise and tokens."""
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(family: Family, options: argparse.Namespace) -> str:
     """A line of the table."""
     quick, clock = options.quick, CLOCKS[options.clock]
     model = _without_zeros(family.make()).eval()
+    if options.products == "fastest":
+        products.use_fast_products(model)
     if options.compile:
         compile_regions(model)
     stages = max(model.min_stages, 4) if quick else family.num_stages
     budget = (Linear(3, 2) if quick else family.schedule).budget(stages)
-    samplers = _samplers(family, model, Lazy(options.refresh) if options.refresh > 1 else None)
+    samplers = _samplers(family, model, Lazy(options.refresh) if options.refresh > 1 else None, clock)
     for sample in samplers:  # warms up
         sample((2,) * stages)
     for steps in budget:
@@ -110,11 +114,10 @@ def measure(family: Family, options: argparse.Namespace) -> str:
     for turn in range(options.repeats):
         drawn: dict[int, Tensor] = {}
         for which in (0, 1) if turn % 2 else (1, 0):
-            with _clocked(*_HEADS[which], clock) as spent:
-                start = clock()
-                drawn[which] = samplers[which](budget)
-                times[which].append(clock() - start)
-            heads[which].append(sum(spent))
+            start = clock()
+            drawn[which], head = samplers[which](budget)
+            times[which].append(clock() - start)
+            heads[which].append(head)
         apart = max(apart, ((drawn[0] - drawn[1]).abs().max() / drawn[1].abs().max()).item())
     ratios = [ours / plain for ours, plain in zip(*times, strict=True)]
     spent_on = [
@@ -125,38 +128,42 @@ def measure(family: Family, options: argparse.Namespace) -> str:
     return "| " + " | ".join([family.name, *spent_on, _spread(ratios), f"{family.target}", f"{apart:.0e}"]) + " |"
 
 
+class _HeadTime(Observer):
+    """Seconds between noise and tokens."""
 
-@contextmanager
-def _clocked(module: ModuleType, name: str, clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Seconds of each call of a module's function, for a while."""
-    function, spent = getattr(module, name), list[float]()
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.seconds = clock, 0.0
 
-    def timed(*args: Any, **options: Any) -> Any:
-        start = clock()
-        result = function(*args, **options)
-        spent.append(clock() - start)
-        return result
+    def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
+        self.seconds -= self.clock()
 
-    setattr(module, name, timed)
-    try:
-        yield spent
-    finally:
-        setattr(module, name, function)
+    def accepted(self, record: StageRecord, tokens: Tensor) -> None:
+        self.seconds += self.clock()
 
 
 def _samplers(
-    family: Family, model: ARDiffusionModel, cache: Lazy | None = None
-) -> tuple[Callable[[Budget], Tensor], Callable[[Budget], Tensor]]:
-    """Ours and the plain one, from a budget to latents."""
+    family: Family, model: ARDiffusionModel, cache: FeatureCache | None, clock: Clock
+) -> tuple[Sampler, Sampler]:
+    """Ours and the plain one."""
     labels = torch.arange(BATCH)
-    noise, options = PhiloxNoise(0, labels), {"solver": family.solver, "guidance": family.guidance}
+    noise = PhiloxNoise(0, labels)
 
-    def ours(budget: Budget) -> Tensor:
-        shared: dict[str, Any] = {**options, "noise": noise, "num_stages": len(budget)}
-        return generate(model, labels, schedule=PerStage(budget), cache=cache, **shared)
+    def ours(budget: Budget) -> tuple[Tensor, float]:
+        sampling = SamplingConfig(PerStage(budget), family.solver, len(budget), family.guidance, cache)
+        watch = _HeadTime(clock)
+        return generate(model, labels, sampling, noise=noise, observers=[watch]), watch.seconds
 
-    def plain(budget: Budget) -> Tensor:
-        return family.plain(model, labels, budget, noise=noise, **options)
+    def plain(budget: Budget) -> tuple[Tensor, float]:
+        seconds = 0.0
+
+        def timed(*stage: Any) -> Tensor:
+            nonlocal seconds
+            start = clock()
+            tokens = reference.integrate(*stage)
+            seconds += clock() - start
+            return tokens
+
+        return family.plain(model, labels, budget, family.solver, family.guidance, noise, timed), seconds
 
     return ours, plain
 
@@ -189,11 +196,10 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    linear.ONEDNN = linear.ONEDNN and options.products == "fastest"
-    products = f"products by {'oneDNN' if linear.ONEDNN else 'PyTorch as it is'}"
+    multiplies = "oneDNN" if products.ONEDNN and options.products == "fastest" else "PyTorch as it is"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     runs = f"{options.repeats} pair(s) of runs, {options.clock} time"
-    print(f"batch {BATCH}, float32, {options.threads} thread(s), {products}, {runs}, {versions}\n")
+    print(f"batch {BATCH}, float32, {options.threads} thread(s), products by {multiplies}, {runs}, {versions}\n")
     print(f"| family | generate | its head | plain | its head | ratio | target | apart |\n|{'---|' * 8}")
     for name in options.families:
         print(measure(FAMILIES[name], options), flush=True)

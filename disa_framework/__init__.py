@@ -1,10 +1,15 @@
-"""Diffusion step annealing for autoregressive image generators with a diffusion head."""
+"""Diffusion step annealing for autoregressive generators with a diffusion head."""
 
-from disa_framework.generation import Observer, StageRecord, generate
-from disa_framework.guidance import Guidance
-from disa_framework.memory import keep_freed_memory
-from disa_framework.noise import NoiseSource, PhiloxNoise
+from disa_framework.runtime.feature_cache import FeatureCache, Lazy
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import Observer, generate
+from disa_framework.sampling.guidance import Guidance, guided
+from disa_framework.sampling.history import StageRecord
+from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["Guidance", "NoiseSource", "Observer", "PhiloxNoise", "StageRecord", "generate", "keep_freed_memory"]
+__all__ = [
+    "FeatureCache", "Guidance", "Lazy", "NoiseSource", "Observer", "PhiloxNoise", "SamplingConfig", "StageRecord",
+    "generate", "guided",
+]  # fmt: skip

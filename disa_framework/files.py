@@ -1,12 +1,9 @@
-"""Writing files that are either whole or absent, and telling whether they are of the same settings."""
+"""Writing files that are either whole or absent."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,7 +16,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def differing(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Names of the settings that are not those which a JSON file was written with, as text; empty if all are."""
-    asked = json.loads(json.dumps(asked))
-    return ", ".join(sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name)))
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written in the end, and sees that it can be.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the path of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent} cannot be written to: choose another place for {path.name}")

@@ -1,7 +1,8 @@
-"""The LightningModule over a model, its schedule and its solver: training, validation, prediction."""
+"""The LightningModule over a model and the way to draw with it: training, validation, prediction."""
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -9,24 +10,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning import Callback, LightningModule
+from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from disa_framework.callbacks import Overlap
 from disa_framework.data.requests import Request
-from disa_framework.devices import missing_cuda
-from disa_framework.generation import Observer, generate
-from disa_framework.guidance import Guidance
-from disa_framework.models.attention import Backend, use_attention
-from disa_framework.models.base import ARDiffusionModel, Condition
-from disa_framework.models.compiling import compile_regions, missing_for_compilation
-from disa_framework.models.graphs import use_graphs
-from disa_framework.models.lazy import Lazy, check_cache
-from disa_framework.models.tokenizers import Identity, Tokenizer
-from disa_framework.schedules import Constant, StepSchedule
-from disa_framework.solvers import DDPM, Solver
+from disa_framework.models.base import ARDiffusionModel
+from disa_framework.nn.attention import Backend, use_attention
+from disa_framework.resuming import Identity, identity
+from disa_framework.runtime.compiling import compile_regions, missing_for_compilation
+from disa_framework.runtime.products import use_fast_products
+from disa_framework.sampling.condition import Condition
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import Observer, generate
+from disa_framework.tokenizers import Identity as Pixels
+from disa_framework.tokenizers import Tokenizer
 
 _VALIDATION_SEED = 0
 
@@ -66,99 +65,74 @@ class Optimization:
 
 
 class ARDiffusionModule(LightningModule):
-    """Trains an AR model with a diffusion head, and draws images with it.
+    """Trains an AR model with a diffusion head, and draws with it.
 
     Args:
         model: the AR model.
-        schedule: diffusion steps of each AR stage; 50 at every stage by default.
-        solver: turns noise into tokens; DDPM from timestep 950 by default.
-        guidance: classifier-free guidance.
-        num_stages: AR stages of an image; as many as the model can take by default.
+        sampling: how samples are drawn.
         tokenizer: between images and latents; pixels are latents by default.
-        cache: of features, which saves a masked model much of its backbone's time and changes what it draws a little;
-            `Lazy` has options.
         compile: by PyTorch's compiler, which takes a minute or two at the start; left out, with a warning that says
             why, where there is no compiler.
-        graphs: whether a GPU is given whole evaluations of the model at once, as CUDA graphs, which small batches gain
-            from; left out, with a warning, where there is no such GPU.
-        overlap: whether a GPU decodes a batch of images that are written while it draws the next, with the memory
-            that both take; left out, with a warning, where there is no such GPU.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
-        seed: of the images that are drawn.
+        seed: of the samples that are drawn.
     """
 
     def __init__(
         self,
         model: ARDiffusionModel,
-        schedule: StepSchedule | None = None,
-        solver: Solver | None = None,
-        guidance: Guidance = Guidance(),
-        num_stages: int | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
         tokenizer: Tokenizer | None = None,
-        cache: Lazy | None = None,
         compile: bool = False,
-        graphs: bool = False,
-        overlap: bool = False,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
     ) -> None:
         super().__init__()
         use_attention(model, attention)
-        check_cache(model, cache)
+        use_fast_products(model)
         if compile and (lack := missing_for_compilation()):
             warnings.warn(f"drawing without compilation: {lack}", stacklevel=2)
         elif compile:
             compile_regions(model)
-        if graphs and (lack := missing_cuda()):
-            warnings.warn(f"drawing without CUDA graphs: {lack}", stacklevel=2)
-            graphs = False
-        use_graphs(model, graphs)
-        if overlap and (lack := missing_cuda()):
-            warnings.warn(f"drawing one batch after the other: {lack}", stacklevel=2)
-            overlap = False
-        if compile and cache:
+        if compile and sampling.cache:
             warnings.warn("with a cache, only the first block of each half is compiled", stacklevel=2)
         self.model = model
-        self.schedule = schedule or Constant(50)
-        self.solver = solver or DDPM()
-        self.guidance = guidance
-        self.num_stages = model.max_stages if num_stages is None else num_stages
-        self.tokenizer = tokenizer or Identity()
-        self.cache = cache
+        self.sampling = model.settle(sampling)
+        self.tokenizer = tokenizer or Pixels()
         self.optimization = optimization
         self.seed = seed
-        self.observers: Sequence[Observer] = ()
-        self._overlap = Overlap() if overlap else None
+        self.runtime = {"compile": compile, "attention": attention}  # which decide how long drawing takes
 
-    def evaluations(self) -> int:
-        """Head evaluations of one image.
+    def drawing(self, sampling: SamplingConfig | None = None, seed: int | None = None) -> ARDiffusionModule:
+        """A module that draws with the same model in another way.
 
         Raises:
-            ValueError: if schedule, solver and model do not fit together.
+            ValueError: if the model cannot.
         """
-        budget = self.schedule.budget(self.num_stages)
-        return sum(self.solver.evaluations(self.model.process, steps) for steps in budget)
+        other = copy.copy(self)
+        other.sampling = self.sampling if sampling is None else self.model.settle(sampling)
+        other.seed = self.seed if seed is None else seed
+        return other
 
-    def draw(self, condition: Condition | None, indices: Tensor) -> Tensor:
-        """Images `[B, c, h, w]` in [-1, 1] of the samples `indices [B]` with the given labels `[B]` or `B` prompts."""
-        return self.tokenizer.decode(self._latents(condition, indices))
+    def evaluations(self) -> int:
+        """Head evaluations of one sample."""
+        return self.sampling.evaluations(self.model.process)
 
-    def _latents(self, condition: Condition | None, indices: Tensor) -> Tensor:
-        return generate(
-            self.model,
-            condition,
-            schedule=self.schedule,
-            solver=self.solver,
-            num_stages=self.num_stages,
-            guidance=self.guidance,
-            cache=self.cache,
-            seed=self.seed,
-            indices=indices,
-            batch_size=len(indices),
-            observers=self.observers,
-        )
+    def identity(self, condition: Condition | None, batch_size: int, **more: Any) -> Identity:
+        """What decides the samples of a run, see `disa_framework.resuming`."""
+        return identity(self.model, self.tokenizer, condition, self.sampling, self.seed, batch_size, **more)
+
+    def draw(self, condition: Condition | None, indices: Tensor, observers: Sequence[Observer] = ()) -> Tensor:
+        """What the tokenizer makes of the samples `indices [B]` with this condition: images in [-1, 1]."""
+        latents = generate(
+            self.model, condition, self.sampling, seed=self.seed, indices=indices, batch_size=len(indices),
+            observers=observers,
+        )  # fmt: skip
+        return self.tokenizer.decode(latents)
+
+    def on_fit_start(self) -> None:
+        check_classes(getattr(self.trainer, "datamodule", None), self.model)
 
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
         loss = self._loss(batch)
@@ -174,16 +148,16 @@ class ARDiffusionModule(LightningModule):
         images, condition = batch
         if self.model.num_classes and not isinstance(condition, Tensor):
             self.model.check_condition(condition)  # which would wait for labels on a device
-        return self.model.loss(self.tokenizer.encode(images), condition, generator)
+        latents = self.tokenizer.encode(images)
+        if tuple(latents.shape[1:]) != tuple(self.model.latent_shape):
+            raise ValueError(
+                f"the model is for latents {list(self.model.latent_shape)} of a sample, those of the data are "
+                f"{list(latents.shape[1:])}: choose the model's options by the data, or other data"
+            )
+        return self.model.loss(latents, condition, generator)
 
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
-        latents = self._latents(batch.condition, batch.indices)
-        if self._overlap:
-            self._overlap.begin(latents)
-        return self.tokenizer.decode(latents)
-
-    def configure_callbacks(self) -> list[Callback]:
-        return [self._overlap] if self._overlap else []
+        return self.draw(batch.condition, batch.indices)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimization
@@ -191,8 +165,8 @@ class ARDiffusionModule(LightningModule):
             parameter_groups(self.model, options),
             lr=options.lr,
             betas=options.betas,
-            # Lightning cannot clip the gradients of a fused optimizer under a loss scaler.
-            fused=self.trainer.precision != "16-mixed",
+            # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
+            fused="mixed" not in str(self.trainer.precision),
         )
         total_steps = self.trainer.estimated_stepping_batches
         scheduler = LambdaLR(optimizer, lambda step: options.factor(step, total_steps))
@@ -208,3 +182,13 @@ def parameter_groups(model: ARDiffusionModel, options: Optimization) -> list[dic
     return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def check_classes(data: Any, model: ARDiffusionModel) -> None:
+    """Raises a ValueError if data, such as one of `disa_framework.data`, have labels that the model does not know."""
+    found, known = getattr(data, "num_classes", None), model.num_classes
+    if known and found is not None and found > known:
+        names = getattr(getattr(data, "items", None), "classes", ())
+        beyond = f" ({', '.join(names[known : known + 3])}, …)" if names else ""
+        raise ValueError(
+            f"the data have {found} classes, the model {known}: give it --model.num_classes {found}, or leave out the "
+            f"others{beyond}"
+        )

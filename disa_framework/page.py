@@ -31,6 +31,11 @@ def picture(draw: Callable[[Axes], object], height: float = 3.5) -> bytes:
     return buffer.getvalue()
 
 
+def literal(text: str) -> str:
+    """As pictures show it, where a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def paragraph(text: str) -> str:
     """As HTML."""
     return f"<p>{html.escape(text)}</p>"

@@ -18,19 +18,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import pad
 
+from disa_framework import values
 from disa_framework.callbacks import SampleFolder
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.data import DigitsData, in_turn
-from disa_framework.data.digits import CAPTIONS, Polarity
 from disa_framework.files import write_atomically
-from disa_framework.metrics import DigitsFeatures, agreement
-from disa_framework.metrics.fid import fid
+from disa_framework.metrics.feature_set import features_of
+from disa_framework.metrics.fid import frechet_distance
+from disa_framework.sampling.condition import in_turn
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule, TwoStage
+from disa_framework.toy.classifier import DigitsFeatures, agreement
+from disa_framework.toy.digits import CAPTIONS, DigitsData, Polarity
 
 CONFIG = "digits/mar"
 BASELINE = "constant 50"
@@ -121,29 +123,25 @@ def draw(
     prompts: Sequence[str] = (),
 ) -> SampleFolder:
     """Draws all classes, or the prompts, in turn with one schedule; all schedules share their noise."""
-    file = folder.with_suffix(".yaml")
-    schedule.save(file)
-    made_with = [f"--config={config}", f"--ckpt_path={checkpoint}", f"--schedule={file}", "--batch_size=250"]
+    steps = f"--schedule={json.dumps(values.dump(schedule))}"
+    made_with = [f"--config={config}", f"--ckpt_path={checkpoint}", steps, "--batch_size=250"]
     asked = [f"--num_images={num_images}"]
     if prompts:
         texts = folder.with_suffix(".txt")
         write_atomically(texts, "\n".join(prompts).encode())
-        asked = [f"--prompts={texts}", f"--images_per_prompt={math.ceil(num_images / len(prompts))}"]
+        asked = [f"--prompts={texts}", f"--each={math.ceil(num_images / len(prompts))}"]
     return predict([*made_with, *asked, f"--output={folder}", "--grid=true"])
 
 
-def measure(folder: SampleFolder, polarity: Polarity) -> Result:
-    """Reads the images back and measures them."""
-    made = json.loads(folder.manifest.read_text())
+def measure(folder: SampleFolder, polarity: Polarity, prompts: Sequence[str] = CAPTIONS) -> Result:
+    """Reads the images back and measures them; `prompts` say which digits they are in turn."""
+    made, network = folder.facts(), DigitsFeatures()
     images = folder.read(range(made["num_images"]))
-    prompts = made["settings"]["prompts"]
-    classes = [CAPTIONS.index(prompt) for prompt in prompts] if prompts else made["labels_in_turn"]
-    metric = fid(DigitsFeatures())
-    metric.update(DigitsData(polarity=polarity).reference_images(), real=True)
-    metric.update(images, real=False)
+    reference = features_of(network, DigitsData(polarity=polarity).reference_images())
+    labels = in_turn([CAPTIONS.index(prompt) for prompt in prompts], len(images))
     return Result(
-        metric.compute().item(),
-        agreement(images, torch.tensor(in_turn(classes, len(images)))),
+        frechet_distance(features_of(network, images), reference),
+        agreement(images, torch.tensor(labels)),
         made["head_evaluations_per_image"],
         made["seconds_per_image"],
     )
@@ -170,24 +168,19 @@ def table(results: dict[str, list[Result]]) -> str:
 
 def plot_budgets(path: Path, names: Sequence[str], num_stages: int = 16) -> Path:
     """Draws the budgets of the schedules into one figure."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for name in names:
         SCHEDULES[name].plot(num_stages, axes)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 
 def plot_samples(path: Path, folder: Path, names: Sequence[str], count: int = 20) -> Path:
     """Draws the first images of each schedule, which share their noise, into one figure."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, rows = plt.subplots(len(names), layout="constrained", figsize=(11, 0.62 * len(names)), squeeze=False)
+    figure = Figure(figsize=(11, 0.62 * len(names)), layout="constrained")
+    rows = figure.subplots(len(names), squeeze=False)
     for axes, name in zip(rows[:, 0], names, strict=True):
         images = SampleFolder(folder / slug(name)).read(range(count))
         strip = pad(images, (1, 1), value=127).squeeze(1).permute(1, 0, 2).flatten(1)
@@ -195,7 +188,6 @@ def plot_samples(path: Path, folder: Path, names: Sequence[str], count: int = 20
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from disa_framework.data.digits import CAPTIONS
 from disa_framework.files import write_atomically
 from disa_framework.schedules import Constant, Linear, StepSchedule
+from disa_framework.toy.digits import CAPTIONS
 from examples.digits import Result, draw, measure, spread, train
 
 SCHEDULES: dict[str, tuple[StepSchedule, StepSchedule]] = {

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from disa_framework import generate
+from disa_framework import SamplingConfig, generate
 from disa_framework.metrics.wasserstein import sliced_wasserstein
-from disa_framework.models import MixtureAR
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule, TwoStage
 from disa_framework.solvers import DDPM, Spaced
+from disa_framework.toy.mixture import MixtureAR
 
 NUM_STAGES = 16
 SCHEDULES: dict[str, StepSchedule] = {
@@ -40,9 +40,8 @@ def distances(model: MixtureAR, count: int, seed: int) -> dict[str, float]:
     truth = model.sample_exactly(count, Generator().manual_seed(2 * seed))
     results = {FLOOR: _distance(model.sample_exactly(count, Generator().manual_seed(2 * seed + 1)), truth)}
     for name, schedule in tqdm(SCHEDULES.items(), desc=f"schedules, seed {seed}"):
-        drawn = generate(
-            model, batch_size=count, schedule=schedule, solver=DDPM(Spaced(clip=950)), num_stages=NUM_STAGES, seed=seed
-        )
+        sampling = SamplingConfig(schedule, DDPM(Spaced(clip=950)), NUM_STAGES)
+        drawn = generate(model, sampling=sampling, seed=seed, batch_size=count)
         results[name] = _distance(drawn, truth)
     return results
 

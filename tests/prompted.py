@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disa_framework.models import MixtureAR
-from disa_framework.models.base import Condition
+from disa_framework.sampling.condition import Condition
+from disa_framework.toy.mixture import MixtureAR
 
 
 class PromptedMixture(MixtureAR):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from safetensors.torch import load_file
 
 from disa_framework.cli.cache import cache
 from disa_framework.cli.fit import fit
+from disa_framework.data.encoding import encode
 from disa_framework.data.image_folder import ImageFolder
-from disa_framework.data.latents import Latents
+from disa_framework.data.latents import Latents, LatentsFolder
+from disa_framework.data.reading import Reading
 from tests.models.tiny import TINY
-from tests.models.tiny_autoencoder import tiny_autoencoder, write_images, write_weights
+from tests.tokenizers.tiny_autoencoder import tiny_autoencoder, write_images, write_weights
 
 PROGRAM = str(Path(sys.executable).with_name("disa-cache"))
 OPTIONS = [
@@ -47,9 +50,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_the_moments_of_every_image_and_of_its_mirror_image(place: Path) -> None:
     images, autoencoder = ImageFolder(place / "images", image_size=32), tiny_autoencoder()
-    made = json.loads((place / "latents/latents.json").read_text())
+    made = json.loads((place / "latents/latents.json").read_text())["identity"]
     assert made["classes"] == ["ant", "bee", "cat"] and made["num_images"] == len(images) == 41
-    assert made["image_size"] == 32 and made["vae"]["latent_channels"] == 1 and len(made["weights_sha256"]) == 64
+    assert made["image_size"] == 32 and made["scale"] == autoencoder.scale and len(made["vae"]) == 64
     shards = [load_file(path) for path in sorted((place / "latents").glob("*.safetensors"))]
     assert [len(shard["labels"]) for shard in shards] == [2] * 20 + [1]
     assert torch.cat([shard["labels"] for shard in shards]).tolist() == images.labels
@@ -97,12 +100,28 @@ def test_other_settings_are_refused(place: Path, tmp_path: Path, monkeypatch: py
         ("images", ["--image_size", "10"], "image_size"),
         ("images", ["--batch_size", "3"], "shard_size"),
         ("images", ["--dtype", "float16"], "dtype"),
-        ("images", ["--vae.scale", "1"], "vae"),
-        ("images", ["--vae", str(tmp_path / "other.ckpt")], "weights_sha256"),
+        ("images", ["--vae.scale", "1"], "scale, vae"),
+        ("images", ["--vae.tiling", "true"], "vae"),
+        ("images", ["--vae", str(tmp_path / "other.ckpt")], "vae"),
         (str(more), [], "images_sha256, num_images"),
     ]:
-        with pytest.raises(ValueError, match=rf"made with other settings \({differing} differ"):
+        with pytest.raises(ValueError, match=rf"latents made otherwise \({differing} differ"):
             cache([images, "latents", *OPTIONS, *QUIET, "--batch_size", "2", *options])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_latents_are_made_from_python(place: Path, tmp_path: Path) -> None:
+    images, reading = ImageFolder(place / "images", image_size=32), Reading(2, 0, {"accelerator": "cpu"})
+    folder = encode(images, tiny_autoencoder(), tmp_path / "new", "float32", reading)
+    assert folder is not None and folder.finished() == LatentsFolder(place / "latents").finished()
+    assert folder.identity() == LatentsFolder(place / "latents").identity()
+
+
+def test_a_rank_in_the_environment_does_not_silence_a_process_that_is_alone(place: Path) -> None:
+    arguments = ["images", "alone", *OPTIONS, *QUIET, "--batch_size", "41"]
+    ranked = {**os.environ, "RANK": "1"}
+    done = subprocess.run([PROGRAM, *arguments], cwd=place, env=ranked, capture_output=True, text=True, check=True)
+    assert "latents of 41 images in 3 classes: alone" in done.stdout
 
 
 def test_half_precision_is_stored_in_half_the_space(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +153,7 @@ def test_a_model_is_trained_on_the_folder(place: Path, tmp_path: Path) -> None:
         (["images", "new", *OPTIONS, "--vae.weights=none.ckpt"], "no checkpoint at none.ckpt"),
         (["images", "new", *OPTIONS, "--vae.channels", "64"], "does not fit the AutoencoderKL of the configuration"),
         (["nowhere", "new", *OPTIONS], "no folder at nowhere"),
-        (["images", "new", *OPTIONS, "--batch_size", "0"], "batch_size >= 1"),
+        (["images", "new", *OPTIONS, "--batch_size", "0"], "batch_size must be at least 1"),
         (["images", "new", *OPTIONS, "--image_size", "9"], "image_size must be a multiple of 2 .* got 9"),
     ],
 )

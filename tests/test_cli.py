@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,17 @@ import torch
 import yaml
 from PIL import Image
 
+from disa_framework import Guidance, SamplingConfig, generate
+from disa_framework.cli import common
 from disa_framework.cli.common import find_config
-from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.cli.search import search
-from disa_framework.metrics import to_uint8
-from disa_framework.models import MAR, Autoencoder, MixtureAR
-from disa_framework.models.checkpoint import load_weights, write_checkpoint
-from disa_framework.schedules import PerStage
+from disa_framework.hub.checkpoint import load_weights, write_checkpoint
+from disa_framework.models import MAR
+from disa_framework.schedules import Linear, PerStage, StepSchedule
+from disa_framework.solvers import DDIM, DDPM, Spaced
+from disa_framework.tokenizers import Autoencoder
+from disa_framework.toy.mixture import MixtureAR
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").rglob("*.yaml"))
@@ -39,6 +45,7 @@ TINY = {
     "encoder_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "head_depth": 1, "head_width": 16,
     "buffer_size": 2, "diffusion_batch_mul": 1,
 }  # fmt: skip
+
 
 def program(name: str) -> str:
     """The installed program."""
@@ -81,9 +88,9 @@ def test_a_model_is_trained_and_draws_images(digits_run: Path, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "drawn/samples.json").read_text())
-    assert made["labels_in_turn"] == [3, 7] and made["budget"] == [3, 3, 2, 2]
+    assert made["asked"] == "Labels(labels=(3, 7), each=None)" and made["budget"] == [3, 3, 2, 2]
     assert made["head_evaluations_per_image"] == 10 and made["seconds_per_image"] > 0
-    assert made["settings"]["seed"] == 1 and made["settings"]["guidance"]["scale"] == 2
+    assert made["identity"]["seed"] == 1 and made["identity"]["sampling"]["guidance"]["scale"] == 2
     assert len(images(tmp_path / "drawn")) == 5
     with np.load(tmp_path / "drawn/samples.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (5, 8, 8, 1) and arrays["arr_1"].tolist() == [3, 7, 3, 7, 3]
@@ -121,12 +128,21 @@ def test_a_trained_model_is_not_trained_over_by_mistake(digits_run: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_configuration_is_read_by_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = {"search": search, "diagnose": diagnose}.get(name.split("/")[-1], predict)
+def test_every_configuration_is_read_by_its_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    last = name.split("/")[-1]
+    command = last if last in ("search", "diagnose") else "predict"
     with pytest.raises(SystemExit) as stop:
-        command(["--config", name, "--print_config"])
+        getattr(import_module(f"disa_framework.cli.{command}"), command)(["--config", name, "--print_config"])
     assert stop.value.code == 0
-    assert "class_path: disa_framework.models." in capsys.readouterr().out
+    assert "class_path: disa_framework." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "data:" in (ROOT / f"configs/{name}.yaml").read_text()])
+def test_every_configuration_with_data_is_read_for_training(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(["--config", name, "--print_config"])
+    assert stop.value.code == 0
+    assert "decay:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [fit, predict])
@@ -138,11 +154,97 @@ def test_help_explains_every_option(command: Callable[..., object], capsys: pyte
     assert "examples:\n  disa-" in out and "disa_framework.schedules.Linear" in out and "--guidance.scale" in out
 
 
-def test_a_schedule_is_read_from_the_file_it_was_saved_to(tmp_path: Path) -> None:
-    PerStage([4, 3, 2, 1]).save(tmp_path / "best.yaml")
-    few = [*MIXTURE, "--num_stages", "4", "--num_images", "2", "--output", str(tmp_path / "drawn")]
-    folder = predict([*few, "--schedule", str(tmp_path / "best.yaml")])
-    assert json.loads(folder.manifest.read_text())["budget"] == [4, 3, 2, 1]
+# --- sampling configs -------------------------------------------------------------------------------------
+
+FOUND = SamplingConfig(PerStage((4, 3, 2, 1)), DDIM(), num_stages=4, guidance=Guidance(2.0))
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> str:
+    FOUND.save(tmp_path / "best.yaml")
+    return str(tmp_path / "best.yaml")
+
+
+def drawn_with(*options: str, folder: Path) -> dict[str, Any]:
+    """The sampling config that two samples were drawn with, as their folder has it."""
+    drawn = predict([*MIXTURE, "--num_images", "2", "--output", str(folder / "drawn"), *options])
+    return drawn.facts()["identity"]["sampling"]
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ([], {}),
+        (["--guidance.scale", "3"], {"guidance": Guidance(3.0)}),
+        (["--schedule", "Linear", "--schedule.early", "10"], {"schedule": Linear(10)}),
+        (["--schedule.steps", "[5, 5, 5, 5]"], {"schedule": PerStage((5, 5, 5, 5))}),
+        (["--solver", "DDPM"], {"solver": DDPM()}),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
+def test_a_sampling_config_is_read_from_a_file_and_single_options_replace_its_parts(
+    options: list[str], change: dict[str, Any], first: bool, found: str, tmp_path: Path
+) -> None:
+    args = [f"--sampling={found}", *options] if first else [*options, "--sampling", found]
+    expected = json.loads(json.dumps(replace(FOUND, **change).dump()))
+    assert drawn_with(*args, folder=tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no sampling config at"),
+        ("model: disa_framework.toy.mixture.MixtureAR", "SamplingConfig has no model"),
+        ("schedule: disa_framework.solvers.DDIM", "disa_framework.solvers.DDIM is no StepSchedule"),
+        ("schedule: Nonsense", "known are Adaptive, Constant"),
+        ("schedule: {class_path: Linear, init_args: {late: 0}}", "stage 0 has 0"),
+        ("guidance: {scale: abc}", "must be real number"),
+        ("[1, 2", "holds no sampling config"),
+        ("schedule: {class_path: os.system, init_args: {command: touch PWNED}}", "os.system is no StepSchedule"),
+        ("solver: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}", "subprocess.Popen is no Solver"),
+    ],
+)
+def test_a_file_that_holds_no_sampling_config_is_refused_and_nothing_of_it_is_run(
+    content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("it.yaml").write_text(content)
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        drawn_with("--sampling", "it.yaml", folder=tmp_path)
+    assert "it.yaml" in str(error.value) and not Path("PWNED").exists() and not Path("drawn").exists()
+
+
+def test_a_sampling_config_is_named_on_the_command_line(found: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(f"sampling: {found}")
+    with pytest.raises(ValueError, match="not sampling: FILE"):
+        drawn_with("--config", str(tmp_path / "it.yaml"), folder=tmp_path)
+
+
+POPEN = "{class_path: subprocess.Popen, init_args: {args: touch PWNED, shell: true}}"
+SYSTEM = "{class_path: os.system, init_args: {command: touch PWNED}}"
+
+
+@pytest.mark.parametrize("evil", [POPEN, SYSTEM, "{class_path: unittest.__main__.X}"])
+@pytest.mark.parametrize("place", [
+    "data: {x: EVIL}", "data: EVIL", "optimization: {x: EVIL}", "model: EVIL", "cache: EVIL", "condition: EVIL",
+    "writer: EVIL", "solver: {class_path: DDPM, init_args: {grid: EVIL}}", "tokenizer: EVIL",
+    "trainer: {profiler: EVIL}", "trainer: {plugins: [EVIL]}", "trainer: {callbacks: [EVIL]}",
+    "evaluate: {features: EVIL}",
+])  # fmt: skip
+def test_nothing_that_a_configuration_names_is_run(
+    place: str, evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {predict: ("mixture/default", "--num_images=2"), fit: ("digits/mar", "--trainer.max_steps=0")}
+    for command, (base, option) in asked.items():
+        Path("it.yaml").write_text(f"config: {find_config(base)}\n{place.replace('EVIL', evil)}\n")
+        with contextlib.suppress(SystemExit, ValueError, TypeError):
+            command(["--config", "it.yaml", option, "--trainer.default_root_dir=."])
+    assert not Path("PWNED").exists()
+
+
+# --- runs -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -188,25 +290,17 @@ def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dic
 def test_a_finished_archive_is_recognised_and_may_grow(tmp_path: Path, reference: dict[str, bytes]) -> None:
     drawn = [*MIXTURE, "--batch_size", "4", "--output", str(tmp_path), "--format", "npz", "--num_images"]
     folder = predict([*drawn, "12"])
+    assert folder.facts()["seconds_per_image"] > 0
     kept = [file.read_bytes() for file in (folder.archive, folder.manifest)]
     assert images(tmp_path) == {}
     predict([*drawn, "12"])
     assert [file.read_bytes() for file in (folder.archive, folder.manifest)] == kept
-    with pytest.raises(ValueError, match=r"other settings \(seed differ"):
+    with pytest.raises(ValueError, match=r"made otherwise \(seed differ"):
         predict([*drawn, "12", "--seed", "5"])
     predict([*drawn, "40"])
     assert images(tmp_path) == {} and folder.packed() == 40
     predict([*drawn, "40", "--format", "png"])
     assert images(tmp_path) == reference and not folder.archive.exists()
-
-
-def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    few = [*MIXTURE, "--num_images", "2", "--output", str(tmp_path)]
-    predict(few)
-    seconds = json.loads((tmp_path / "samples.json").read_text())["seconds_per_image"]
-    assert json.loads(predict(few).manifest.read_text())["seconds_per_image"] == seconds > 0
-    with pytest.raises(ValueError, match=r"other settings \(seed differ"):
-        predict([*few, "--seed", "5"])
 
 
 PROMPTED = [*MIXTURE, "--model", "tests.prompted.PromptedMixture"]
@@ -218,7 +312,7 @@ def prompts(tmp_path: Path) -> list[str]:
     """Options that draw two images from each of three prompts of GenEval's kind."""
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in METADATA))
-    return ["--prompts", str(file), "--images_per_prompt", "2"]
+    return ["--prompts", str(file), "--each", "2"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -254,14 +348,13 @@ def test_prompts_are_drawn_as_geneval_reads_them(
 def test_prompts_of_a_text_file_and_more_images_of_each(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("two cats\n\na red dog\n")
     args = [*PROMPTED, "--prompts", str(tmp_path / "prompts.txt"), "--batch_size", "2", "--output", str(tmp_path)]
-    few = files(predict([*args, "--images_per_prompt", "1", "--format", "npz"]).path)
+    few = files(predict([*args, "--each", "1", "--format", "npz"]).path)
     assert few == {f"0000{p}/metadata.jsonl": json.dumps({"prompt": text}).encode() + b"\n"
                    for p, text in enumerate(["two cats", "a red dog"])}  # fmt: skip
-    folder = predict([*args, "--images_per_prompt", "3", "--num_images", "6"])
+    folder = predict([*args, "--each", "3", "--num_images", "6"])
     assert len(folder.finished()) == 6 and len(files(tmp_path)) == 8
-    assert json.loads(folder.manifest.read_text())["settings"]["prompts"] == ["two cats", "a red dog"]
     (tmp_path / "prompts.txt").write_text("two dogs\na red dog\n")
-    with pytest.raises(ValueError, match=r"other settings \(prompts differ"):
+    with pytest.raises(ValueError, match=r"made otherwise \(condition differ"):
         predict(args)
 
 
@@ -269,10 +362,8 @@ def test_prompts_of_a_text_file_and_more_images_of_each(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--num_images", "5"], "3 prompts with 2 images each are 6 images, not 5: leave --num_images out"),
-        (["--labels", "[0]"], "give either --labels or --prompts"),
-        (["--model", "MixtureAR"], "MixtureAR draws classes: give labels, not prompts"),
-        (["--prompts", "null"], "this model draws from prompts: give --prompts FILE"),
-        (["--prompts", "null", "--labels", "[0]"], "PromptedMixture draws prompts: give texts, not labels"),
+        (["--labels", "[0]"], "give either --prompts or --labels"),
+        (["--model", "MixtureAR"], "MixtureAR draws classes: give labels, not list"),
         (["--prompts", "nowhere.txt"], "no prompts at nowhere.txt"),
     ],
 )
@@ -294,11 +385,11 @@ def latent_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(MAR(**mar).state_dict(), folder / "mar.pth")
     for name in ("vae", "other"):
         write_checkpoint(folder / f"{name}.safetensors", Autoencoder(**options).network.state_dict(), {
-            "class_path": "disa_framework.models.Autoencoder", "init_args": options,
+            "class_path": "disa_framework.tokenizers.Autoencoder", "init_args": options,
         })  # fmt: skip
     content = {
         "model": {"class_path": "disa_framework.models.MAR", "init_args": mar},
-        "tokenizer": {"class_path": "disa_framework.models.Autoencoder", "init_args": options},
+        "tokenizer": {"class_path": "disa_framework.tokenizers.Autoencoder", "init_args": options},
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
@@ -313,7 +404,7 @@ def test_latents_are_decoded_with_the_autoencoder_that_is_given(latent_run: Path
     assert folder.read([0, 1]).shape == (2, 3, 8, 8)
     (tmp_path / "moved.safetensors").symlink_to(vae)
     predict([*args, "--vae", str(tmp_path / "moved.safetensors")])
-    with pytest.raises(ValueError, match=r"other settings \(tokenizer differ"):
+    with pytest.raises(ValueError, match=r"made otherwise \(tokenizer differ"):
         predict([*args, "--vae", other])
 
 
@@ -321,7 +412,10 @@ def test_latents_are_decoded_with_the_autoencoder_that_is_given(latent_run: Path
     ("options", "message"),
     [
         ([], "the autoencoder has weights: give them with --vae"),
-        (["--tokenizer", "null"], "this model draws latents of 4 channels: give the autoencoder with --vae"),
+        (
+            ["--tokenizer", "null"],
+            "a PNG has 1 or 3 channels, these samples are .4, 4, 4.: give the autoencoder with --vae",
+        ),
         (["--tokenizer", "Identity", "--vae", "kl16.ckpt"], "Identity has no weights: leave --vae out"),
         (["--tokenizer", "null", "--vae", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     ],
@@ -338,19 +432,19 @@ def test_latents_that_cannot_be_decoded_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--schedule", "Constant", "--schedule.steps", "0"], "at least 1 step"),
+        (["--schedule", "Constant", "--schedule.steps", "0"], "1 to 10000 steps; stage 0 has 0"),
         (["--num_stages", "17"], "num_stages must lie in 1 … 16"),
         (["--labels", "[5]"], "labels must lie in 0 … 0 for this model, got 5"),
         (["--solver", "Euler"], "Euler is for linear flows"),
         (["--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["--guidance.interval", "[0.9, 0.1]"], "0 <= low <= high <= 1"),
-        (["--num_images", "0"], "num_images >= 1"),
+        (["--num_images", "0"], "at least 1 sample"),
+        (["--writer", "Arrays", "--format", "npz"], "--format npz is for images"),
+        (["--labels", "[0]", "--condition", "Labels"], "give either --condition or --labels"),
         (["--schedule", "PerStage", "--schedule.steps", "[3, 2]"], "for 16 stages needs as many step counts, got 2"),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_is_written(
-    options: list[str], message: str, tmp_path: Path
-) -> None:
+def test_a_wrong_value_is_refused_before_anything_is_written(options: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=message.replace("[", r"\[")):
         predict([*MIXTURE, "--output", str(tmp_path / "drawn"), *options])
     assert not (tmp_path / "drawn").exists()
@@ -364,14 +458,14 @@ def test_a_wrong_value_is_refused_before_anything_is_written(
         (["--config", "nowhere"], "no configuration 'nowhere': give the path of a file, or one of .*digits/mar"),
         (["--seed", "abc"], 'Parser key "seed"'),
         (["--shedule", "Linear"], "unrecognized arguments: --shedule"),
-        (["--format", "jpg"], r"Expected a .*'png', 'npz', 'both'.*jpg"),
+        (["--format", "jpg"], r"'npz', 'both', 'none'(.|\n)*jpg"),
+        (["--writer", "Nonsense"], "known for --writer: Arrays, Images"),
+        (["--condition", "Nonsense"], "known for --condition: Labels, .*Prompts"),
         (["--attention", "fast"], r"Expected a .*'sdpa', 'flash', 'auto'.*fast"),
-        (["--images_per_prompt", "0"], 'Parser key "images_per_prompt"'),
+        (["--each", "0"], 'Parser key "each"'),
     ],
 )
-def test_a_wrong_option_is_explained(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_option_is_explained(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         predict([*MIXTURE, *options])
     error = capsys.readouterr().err
@@ -379,24 +473,87 @@ def test_a_wrong_option_is_explained(
     assert re.search(message, error)
 
 
-def test_what_a_user_can_mend_is_one_line_and_a_status(tmp_path: Path) -> None:
+# --- errors -----------------------------------------------------------------------------------------------
+
+
+class Broken(MixtureAR):
+    """Has a bug in each stage."""
+
+    def propose(self, state: Any, stage: int) -> Any:
+        raise ValueError("a bug of mine")
+
+
+class TornApart(MixtureAR):
+    """Has one that a library finds."""
+
+    def propose(self, state: Any, stage: int) -> Any:
+        return torch.distributions.Normal(0.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Lost(StepSchedule):
+    """Has another."""
+
+    def compute(self, num_stages: int) -> Any:
+        return Path("nowhere").read_text()
+
+
+def failed(*options: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the program prints about an error."""
+    args = [*MIXTURE, "--num_images", "2", "--output", str(folder / "drawn"), *options]
+    monkeypatch.setattr(sys, "argv", ["disa-predict", *args])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit) as stop:
+        common.run("disa-predict", predict)
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+REFUSED = [
+    ["--num_stages", "99"], ["--ckpt_path", "nowhere.ckpt"], ["--output", "/dev/null/drawn"],
+    ["--trainer.devices", "abc"], ["--trainer.devices", "0"], ["--trainer.devices", "-5"],
+    ["--trainer.accelerator", "nonsense"], ["--trainer.accelerator", "mps"], ["--trainer.strategy", "deepspeed"],
+    ["--trainer.limit_predict_batches", "-3"], ["--trainer.profiler", "none of these"], ["--trainer.max_time", "abc"],
+    ["--trainer.max_steps", "-5"], ["--prompts", str(ROOT)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", REFUSED, ids=" ".join)
+def test_what_a_user_can_mend_is_one_line_and_a_status(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = failed(*options, folder=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    lines = [line for line in said.splitlines() if not line.startswith("INFO")]
+    assert len(lines) == 1 and lines[0].startswith("disa-predict: error: ")
+    with pytest.raises(Exception, match=r"\w"):  # with its traceback
+        failed(*options, "--debug", folder=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--model", "tests.test_cli.Broken"], ValueError),
+        (["--model", "tests.test_cli.TornApart"], ValueError),
+        (["--schedule", "tests.test_cli.Lost"], FileNotFoundError),
+    ],
+    ids=["model", "model's library", "schedule"],
+)
+def test_a_bug_of_a_users_own_shows_where_it_is(
+    options: list[str],
+    error: type[Exception],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(error):
+        failed(*options, folder=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def test_the_program_ends_as_it_says(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = run("disa-predict", *MIXTURE, "--num_images", "2", "--output", "file/drawn", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("disa-predict: error: ")
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_what_a_machine_lacks_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
-    asked = ("--num_images", "2", "--graphs", "true", "--overlap", "true", "--output", "drawn")
-    done = run("disa-predict", *MIXTURE, *asked, cwd=tmp_path)
-    assert done.returncode == 0 and len(images(tmp_path / "drawn")) == 2
-    said = [line for line in done.stderr.splitlines() if "CUDA" in line or "Warning" in line]
-    assert said == [
-        "disa-predict: drawing without CUDA graphs: there is no CUDA device",
-        "disa-predict: drawing one batch after the other: there is no CUDA device",
-    ]
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
@@ -435,46 +592,78 @@ def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, digits_run: Path
     assert not (tmp_path / "drawn").exists()
 
 
-def test_a_class_from_elsewhere_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from disa_framework.schedules import StepSchedule\n"
-        "class Halving(StepSchedule):\n"
-        "    def __init__(self, first: int = 8):\n"
-        "        super().__init__(first=first)\n"
-        "        self.first = first\n"
-        "    def compute(self, num_stages):\n"
-        "        return [max(1, self.first >> k) for k in range(num_stages)]\n"
-    )
+MINE = """
+from dataclasses import dataclass
+import torch
+from disa_framework.callbacks import SampleWriter
+from disa_framework.data.conditions import ConditionReader
+from disa_framework.schedules import StepSchedule
+from disa_framework.toy.mixture import MixtureAR
+
+@dataclass(frozen=True)
+class Halving(StepSchedule):
+    first: int = 8
+    def compute(self, num_stages):
+        return [max(1, self.first >> k) for k in range(num_stages)]
+
+class Voices(MixtureAR):
+    def __init__(self):
+        super().__init__()
+        self.num_classes = 0
+    def check_condition(self, condition):
+        assert condition["voice"].dtype == torch.float32
+    def component_weights(self, condition, batch_size):
+        if condition is None:
+            return super().component_weights(None, batch_size)
+        assert len(condition["text"]) == batch_size
+        return condition["voice"].softmax(dim=1)
+
+@dataclass(frozen=True)
+class Choir(ConditionReader):
+    voices: int = 5
+    def read(self, model):
+        return {"voice": torch.randn(self.voices, 8), "text": ["la"] * self.voices}
+
+@dataclass(frozen=True)
+class Sums(SampleWriter):
+    suffix = ".txt"
+    digits: int = 2
+    def prepare(self, samples):
+        return samples.flatten(1).sum(dim=1)
+    def encode(self, sample):
+        return f"{sample.item():.{self.digits}f}".encode()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that draw into a folder, beside a module of somebody's own."""
+    (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    drawn = str(tmp_path / "drawn")
-    folder = predict(
-        [*MIXTURE, "--schedule", "mine.Halving", "--num_stages", "4", "--num_images", "1", "--output", drawn]
-    )
-    assert json.loads(folder.manifest.read_text())["budget"] == [8, 4, 2, 1]
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return [*MIXTURE, "--output", str(tmp_path / "drawn")]
 
 
-def test_what_is_drawn_is_what_generate_returns(tmp_path: Path, reference: dict[str, bytes]) -> None:
-    from disa_framework import generate
-    from disa_framework.callbacks import SampleFolder
-    from disa_framework.schedules import Linear
-    from disa_framework.solvers import DDPM, Spaced
-
-    solver = DDPM(Spaced(clip=950))
-    latents = generate(MixtureAR(), torch.zeros(40, dtype=torch.long), schedule=Linear(50, 5), solver=solver)
-    folder = SampleFolder(tmp_path)
-    for i, image in enumerate(latents / 4):
-        folder.write(i, to_uint8(image))
-    ours, theirs = (np.stack([np.array(Image.open(p)) for p in paths]).astype(int) for paths in (
-        sorted(tmp_path.glob("*.png")), [_file(tmp_path, name, data) for name, data in sorted(reference.items())]
-    ))  # fmt: skip
-    assert abs(ours - theirs).max() <= 1  # in one batch of 40 instead of ten of 4
+def test_a_schedule_of_somebodys_own_is_found_by_its_path(mine: list[str]) -> None:
+    folder = predict([*mine, "--schedule", "mine.Halving", "--num_stages", "4", "--num_images", "1"])
+    assert folder.facts()["budget"] == [8, 4, 2, 1]
 
 
-def _file(folder: Path, name: str, data: bytes) -> Path:
-    (folder / "reference").mkdir(exist_ok=True)
-    path = folder / "reference" / name
-    path.write_bytes(data)
-    return path
+def test_a_condition_and_a_writer_of_somebodys_own_draw_as_many_samples_as_there_are(mine: list[str]) -> None:
+    args = [*mine, "--model", "mine.Voices", "--condition", "mine.Choir", "--condition.voices", "3"]
+    folder = predict([*args, "--writer", "mine.Sums", "--writer.digits", "1", "--batch_size", "2"])
+    texts = {file.name: file.read_text() for file in folder.path.glob("0*")}
+    assert sorted(texts) == ["000000.txt", "000001.txt", "000002.txt"] and len(set(texts.values())) == 3
+    assert all(re.fullmatch(r"-?\d+\.\d", text) for text in texts.values())
+    assert "voices=3" in folder.facts()["asked"]
+
+
+def test_what_is_drawn_is_what_generate_returns(tmp_path: Path) -> None:
+    args = [*MIXTURE, "--num_images", "5", "--batch_size", "2", "--tokenizer=null", "--writer", "Arrays"]
+    folder = predict([*args, "--output", str(tmp_path)])
+    sampling = SamplingConfig(Linear(50, 5), DDPM(Spaced(clip=950)), num_stages=16)
+    for index, sample in enumerate(generate(MixtureAR(), torch.zeros(5, dtype=torch.long), sampling)):
+        assert np.allclose(np.load(folder.file(index)), sample.numpy(), atol=1e-4)
 
 
 def test_importing_the_package_is_quick() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from disa_framework.devices import bring, wait_for
+from disa_framework.runtime.devices import bring, wait_for
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

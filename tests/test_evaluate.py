@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from disa_framework.callbacks.archive import Pixels, write_archive
 from disa_framework.cli.evaluate import evaluate
 from disa_framework.cli.predict import predict
-from disa_framework.data import DigitsData
+from disa_framework.data.archive import Pixels, write_archive
+from disa_framework.data.image_files import ImageFiles
+from disa_framework.data.reading import Reading
 from disa_framework.metrics import to_uint8
+from disa_framework.metrics.evaluation import Comparison, make_reference
+from disa_framework.metrics.evaluation import evaluate as measure
+from disa_framework.toy.classifier import DigitsFeatures
+from disa_framework.toy.digits import DigitsData
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--trainer.accelerator", "cpu"]
@@ -100,6 +106,20 @@ def test_a_statistics_file_gives_the_figure_of_its_images(
     assert more["fid"] == found["fid"] and 0 < more["recall"] <= 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_the_same_figures(place: Path, figures: dict[str, Any]) -> None:
+    options = [
+        "--reference",
+        str(place / "real"),
+        "--precision_recall",
+        "true",
+        *DIGITS,
+        "--trainer.accelerator",
+        "gpu",
+    ]
+    assert only_figures(evaluate([str(place / "flat"), *options])) == pytest.approx(only_figures(figures), rel=1e-3)
+
+
 def test_a_reference_is_cropped_on_request(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "wide"
     folder.mkdir()
@@ -110,6 +130,38 @@ def test_a_reference_is_cropped_on_request(place: Path, tmp_path: Path) -> None:
     assert abs(evaluate([*options, "--image_size", "8"])["fid"]) < 1e-4
     with pytest.raises(ValueError, match="uint8"):
         evaluate(options)
+
+
+@pytest.mark.parametrize(
+    ("first", "others"), [("L", "RGB"), ("RGB", "L"), ("L", "LA"), ("I;16", "RGB"), ("1", "P"), ("CMYK", "L")]
+)
+def test_gray_files_among_those_in_color_are_color(first: str, others: str, tmp_path: Path) -> None:
+    for i in range(6):
+        mode = others if i else first
+        image = Image.fromarray(np.full((9, 8), 65535, np.uint16)) if mode == "I;16" else Image.new("RGB", (8, 9))
+        name = f"{i}.jpg" if mode == "CMYK" else f"{i}.png"
+        (image if mode == "I;16" else image.convert(mode.replace("LA", "L")).convert(mode)).save(tmp_path / name)
+    images = ImageFiles(tmp_path)
+    channels = 1 if {first, others} <= {"L", "LA"} else 3
+    assert {images[i].shape for i in range(6)} == {(channels, 9, 8)}
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/000000.png", "__MACOSX/a.png", "._000000.png", "a/.b/c.png"])
+def test_hidden_files_are_not_counted(hidden: str, place: Path, tmp_path: Path) -> None:
+    with np.load(place / "adm.npz") as archive:
+        write_files(tmp_path / "drawn", archive["arr_0"][:9])
+    (tmp_path / "drawn" / hidden).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "drawn" / hidden).write_bytes((tmp_path / "drawn/000000.png").read_bytes())
+    assert len(ImageFiles(tmp_path / "drawn")) == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_it_is_called_from_python(place: Path, tmp_path: Path, figures: dict[str, Any]) -> None:
+    comparison = Comparison(str(tmp_path / "real.npz"), DigitsFeatures())
+    reading = Reading(num_workers=0, trainer={"accelerator": "cpu", "enable_progress_bar": False})
+    assert make_reference(place / "real", comparison, reading) == 200
+    found = measure(place / "flat", comparison, reading, count=80)
+    assert found is not None and found["fid"] == pytest.approx(figures["fid"], rel=1e-6)
 
 
 def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
@@ -138,6 +190,23 @@ def test_three_processes_one_without_images_give_one_figure(
     written = json.loads((tmp_path / "deep/figures.json").read_text())
     assert only_figures(written) == pytest.approx(only_figures(figures), rel=1e-6)
     assert done.stdout.count("fid ") == 1 and "warn" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("RANK", ["flat"]), ("LOCAL_RANK", ["--make-reference", "flat"]), ("SLURM_PROCID", ["flat"])],
+)
+def test_a_rank_in_the_environment_does_not_silence_a_process_that_is_alone(
+    name: str, arguments: list[str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    reference, output = tmp_path / "new.npz" if arguments[1:] else place / "real.npz", tmp_path / "f.json"
+    done = run("disa-evaluate", *arguments, f"--reference={reference}", *DIGITS, f"--output={output}", cwd=place)
+    assert done.returncode == 0 and reference.exists(), done.stderr
+    if arguments[1:]:
+        assert "statistics of 80 images" in done.stdout
+    else:
+        assert "fid " in done.stdout and json.loads(output.read_text())["fid"] > 0
 
 
 def test_two_processes_that_were_killed_leave_nothing_in_the_way(place: Path, tmp_path: Path) -> None:
@@ -190,23 +259,29 @@ def broken(place: Path, tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "cut.npz").write_bytes((place / "adm.npz").read_bytes()[:500])
     np.savez(tmp_path / "two.npz", mu=np.zeros(2), sigma=np.eye(2))
     np.savez(tmp_path / "fits.npz", mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(64), sigma=np.full((64, 64), np.nan))
+    packed = bytearray((place / "compressed.npz").read_bytes())
+    packed[2000:2100] = bytes(100)
+    (tmp_path / "damaged.npz").write_bytes(packed)
     return {path.name: path for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(
     ("samples", "reference", "message"),
     [
-        ("empty", "fits.npz", r"no images \(.png, .jpg, .jpeg\) in .*empty"),
+        ("empty", "fits.npz", r"no images \(.png, .jpg, .* in .*empty"),
         ("nowhere", "fits.npz", "no folder or file at .*nowhere"),
-        ("odd", "fits.npz", "000003.png is 8x9 with 1 channel, .*000000.png is 8x8 with 1 channel: .* one size"),
-        ("color", "fits.npz", "000004.png is 8x8 with 3 channels, .*000000.png is 8x8 with 1 channel"),
+        ("odd", "fits.npz", "000003.png has 8x9 pixels, .*000000.png has 8x8: all .* of one size"),
+        ("color", "fits.npz", r"\[5, 3, 8, 8\]: must be uint8 \[B, 1, 8, 8\]"),
         ("short", "fits.npz", "000002.png is damaged or not an image"),
         ("one", "fits.npz", "1 image cannot be measured"),
         ("keys.npz", "fits.npz", r"keys.npz lacks arr_0, holds \['images'\]"),
         ("floats.npz", "fits.npz", r"floats.npz is float64 \[80, 8, 8, 1\]: must be uint8"),
         ("cut.npz", "fits.npz", "cut.npz is not an .npz archive, or is cut short"),
         ("flat", "two.npz", "two.npz holds statistics of 2 features, DigitsFeatures gives 64"),
-        ("flat", "keys.npz", r"keys.npz lacks \['mu', 'sigma'\], holds \['images'\]"),
+        ("flat", "keys.npz", r"keys.npz is no .*lacks \['mu', 'sigma'\], holds \['images'\]"),
+        ("flat", "nan.npz", "nan.npz holds NaN or infinity"),
+        ("damaged.npz", "fits.npz", "damaged.npz is damaged"),
         ("flat", "nowhere.npz", "nowhere.npz"),
         ("flat", "empty", "no images .* in .*empty"),
         ("flat", None, "give the reference to compare with"),
@@ -231,7 +306,10 @@ def test_what_cannot_be_measured_is_named(
     [
         (["--count", "81"], "flat holds 80 images, not 81"),
         (["--inception", "weights.pth"], "either inception, .* or features"),
-        (["--make-reference", "real", "--reference", "folder"], "to which file"),
+        (["--make-reference", "real"], "the images to measure, .* or those to --make-reference of"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+        (["--output", "."], "is a folder: give the path of a file"),
+        (["--output", "fits.npz/f.json"], "fits.npz"),
         (["--reference", "fits.npz", "--precision_recall", "true"], "fits.npz holds no images, which precision"),
     ],
 )
@@ -240,8 +318,11 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     broken(place, tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        evaluate([str(place / "flat"), "--reference", "two.npz", *options, *DIGITS])
+    monkeypatch.setattr(ImageFiles, "__getitem__", None)  # nothing is measured before it is refused
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate([str(place / "flat"), "--reference", "fits.npz", *options, *DIGITS])
+    with pytest.raises(ValueError, match="to which file"):
+        evaluate(["--make-reference", "real", "--reference", "folder", *DIGITS])
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -264,7 +345,7 @@ def test_images_are_measured_while_they_are_drawn_and_none_are_kept(
     for found in (one, two):
         seconds = found.pop("seconds_per_image")
         assert only_figures(found) == pytest.approx(only_figures(kept), rel=1e-6) and seconds > 0
-    assert one["images"] == 40 and one["made"]["budget"] == two["made"]["budget"]
+    assert one["images"] == 40 and one["identity"] == two["identity"]
     assert [file.name for file in folder.path.iterdir()] == ["evaluation.json"]
 
 
@@ -280,7 +361,7 @@ def test_images_are_either_kept_or_measured(tmp_path: Path) -> None:
 def test_classes_are_drawn_in_order_with_so_many_images_each(tmp_path: Path) -> None:
     options = [
         "--config", "mixture/default", "--model.num_classes", "5", "--schedule", "Constant", "--schedule.steps", "2",
-        "--labels", "[4, 0, 2]", "--images_per_class", "3", "--format", "npz", "--output", str(tmp_path),
+        "--labels", "[4, 0, 2]", "--each", "3", "--format", "npz", "--output", str(tmp_path),
         *CPU, "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
     folder = predict(options)

@@ -10,18 +10,16 @@ import pytest
 import torch
 import yaml
 
-from disa_framework import Guidance, generate
+from disa_framework import Guidance, SamplingConfig, generate
 from disa_framework.cli.common import find_config
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.data.digits import CAPTIONS
-from disa_framework.models import ARDiffusionModel, MixtureAR
-from disa_framework.models.published import build
+from disa_framework.hub.loading import build
+from disa_framework.models import ARDiffusionModel
 from disa_framework.schedules import Linear
 from disa_framework.solvers import (
     DDIM,
     DDPM,
-    Cosine,
     DPMSolver,
     DPMSolverPP,
     Euler,
@@ -32,7 +30,10 @@ from disa_framework.solvers import (
     Spaced,
     Uniform,
     UniformTime,
+    VPCosine,
 )
+from disa_framework.toy.digits import CAPTIONS
+from disa_framework.toy.mixture import MixtureAR
 
 FAMILIES = ("mar", "flowar", "xar", "causal", "harmon")
 DIFFUSION = [
@@ -62,11 +63,11 @@ def tiny_digits(name: str) -> ARDiffusionModel:
 @pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal"])
 def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
     model = tiny_digits(name)
-    solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, Cosine) else [*FLOW]
+    solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, VPCosine) else [*FLOW]
     for solver in solvers:
         drawn = [
-            generate(model, torch.tensor([3, 7]), schedule=Linear(6, 2), solver=solver, guidance=guidance)
-            for guidance in (None, Guidance(2.0), Guidance(2.0, interval=(0.2, 0.8)))
+            generate(model, torch.tensor([3, 7]), SamplingConfig(Linear(6, 2), solver, guidance=guidance))
+            for guidance in (Guidance(), Guidance(2.0), Guidance(2.0, interval=(0.2, 0.8)))
         ]
         assert all(latents.isfinite().all() for latents in drawn), solver
         assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[1], drawn[2]), solver
@@ -75,9 +76,9 @@ def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
 def test_a_solver_that_does_not_fit_says_which_do() -> None:
     flow = tiny_digits("xar")
     with pytest.raises(ValueError, match="use Euler, Heun or EulerMaruyama"):
-        generate(flow, torch.tensor([3]), schedule=Linear(6, 2), solver=DDPM())
+        generate(flow, torch.tensor([3]), SamplingConfig(solver=DDPM()))
     with pytest.raises(ValueError, match="use DDPM, DDIM or DPMSolverPP"):
-        generate(MixtureAR(), batch_size=1, schedule=Linear(6, 2), solver=Euler())
+        generate(MixtureAR(), sampling=SamplingConfig(solver=Euler()), batch_size=1)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -86,7 +87,7 @@ def test_two_processes_and_a_run_that_goes_on_draw_the_same_files(name: str, tmp
     few = ["--trainer.max_steps", "2", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     fit([*quiet, *few, "--data.batch_size", "8", "--trainer.default_root_dir", str(tmp_path)])
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
-    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--images_per_prompt", "2"] if name == "harmon" else []
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--each", "2"] if name == "harmon" else []
     drawing = [*quiet, "--ckpt_path", str(tmp_path / "last.ckpt"), "--batch_size", "2", "--schedule", "Constant",
                "--schedule.steps", "2", *(asked or ["--num_images", "6"])]  # fmt: skip
 

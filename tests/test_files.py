@@ -1,12 +1,11 @@
 """A file is whole or absent, whatever happens while it is written."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from disa_framework.files import differing, write_atomically
+from disa_framework.files import write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -58,11 +57,3 @@ def test_a_write_that_fails_leaves_the_older_file_and_no_half_one(
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "file.bin", b"new")
-
-
-def test_settings_are_compared_as_a_file_holds_them() -> None:
-    settings = {"steps": (3, 2), "seed": 0, "model": {"width": 8, "depth": None}}
-    known = json.loads(json.dumps(settings))
-    assert differing(known, settings) == ""
-    assert differing(known, {**settings, "steps": (3, 1), "cache": "Lazy"}) == "cache, steps"
-    assert differing(known, {"steps": [3, 2]}) == "model, seed"

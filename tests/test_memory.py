@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from disa_framework import keep_freed_memory
+from disa_framework.runtime.memory import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc")
 
@@ -19,7 +19,7 @@ LIMITS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", 
 # aligned block is looked for with some room to spare, so that the first ones may not fit into each other's place.
 PROGRAM = """
 import resource, torch
-from disa_framework import keep_freed_memory
+from disa_framework.runtime.memory import keep_freed_memory
 def pages():
     for _ in range(4):
         torch.ones(50 * 2**20)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from disa_framework.callbacks import ImageWriter, LastCheckpoint, SampleFolder
-from disa_framework.data import DigitsData, RequestData
-from disa_framework.guidance import Guidance
+from disa_framework import Guidance, SamplingConfig
+from disa_framework.callbacks import FolderWriter, LastCheckpoint, SampleFolder
+from disa_framework.data import RequestData
+from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.metrics import to_uint8
-from disa_framework.models import Identity, MixtureAR
-from disa_framework.models.attention import AttentionLayer
-from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups
+from disa_framework.nn.attention import AttentionLayer
 from disa_framework.schedules import Constant, Linear
-from disa_framework.solvers import DDPM, Spaced
+from disa_framework.solvers import DDPM, Euler, Spaced, VPCosine
+from disa_framework.tokenizers import Identity
+from disa_framework.toy.digits import DigitsData
+from disa_framework.toy.mixture import MixtureAR
+from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
+from tests.models.tiny_flow import tiny_flowar, tiny_xar
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -116,20 +124,28 @@ class Scaled(Identity):
 
 
 def test_only_the_model_and_the_tokenizer_are_kept() -> None:
-    module = tiny_module(
-        schedule=Linear(9, 2), solver=DDPM(Spaced()), guidance=Guidance(2.0), tokenizer=Scaled()
-    )
+    module = tiny_module(sampling=SamplingConfig(Linear(9, 2), guidance=Guidance(2.0)), tokenizer=Scaled())
     model = {f"model.{name}" for name in module.model.state_dict()}
     assert set(module.state_dict()) == {*model, "tokenizer.gain"}
 
 
 def test_it_says_what_an_image_costs() -> None:
-    module = ARDiffusionModule(MixtureAR(), Linear(50, 5), DDPM(Spaced(clip=950)))
+    solver, model = DDPM(Spaced(clip=950)), MixtureAR()
+    module = ARDiffusionModule(model, SamplingConfig(Linear(50, 5), solver))
     # 440 steps; those above timestep 950 coincide.
-    assert module.evaluations() == sum(
-        module.solver.evaluations(module.model.process, steps) for steps in Linear(50, 5).budget(16)
-    ) < 440
-    assert ARDiffusionModule(MixtureAR(), Constant(3), num_stages=5).evaluations() == 15
+    assert module.evaluations() == sum(solver.evaluations(model.process, t) for t in Linear(50, 5).budget(16)) < 440
+    assert ARDiffusionModule(model, SamplingConfig(Constant(3), num_stages=5)).evaluations() == 15
+
+
+def test_a_variation_draws_with_the_same_model_and_leaves_the_module_as_it_was() -> None:
+    module = ARDiffusionModule(MixtureAR(), SamplingConfig(Constant(3)), seed=1)
+    other = module.drawing(SamplingConfig(Constant(5), num_stages=4))
+    assert (module.evaluations(), other.evaluations(), other.seed) == (48, 20, 1) and other.model is module.model
+    latents = module.draw(None, torch.arange(2))
+    assert torch.equal(module.drawing(seed=2).drawing(seed=1).draw(None, torch.arange(2)), latents)
+    assert not torch.equal(module.drawing(seed=2).draw(None, torch.arange(2)), latents)
+    with pytest.raises(ValueError, match="num_stages must lie in"):
+        module.drawing(SamplingConfig(num_stages=99))
 
 
 def test_attention_is_computed_as_asked() -> None:
@@ -140,7 +156,9 @@ def test_attention_is_computed_as_asked() -> None:
 
 
 def test_drawn_images_are_decoded_latents() -> None:
-    plain, scaled = (ARDiffusionModule(MixtureAR(), Constant(3), tokenizer=Identity(s)) for s in (1.0, 4.0))
+    plain, scaled = (
+        ARDiffusionModule(MixtureAR(), SamplingConfig(Constant(3)), tokenizer=Identity(scale)) for scale in (1.0, 4.0)
+    )
     indices = torch.tensor([4, 2])
     latents = plain.draw(None, indices)
     assert torch.equal(scaled.draw(None, indices), latents / 4)
@@ -148,10 +166,10 @@ def test_drawn_images_are_decoded_latents() -> None:
 
 
 def test_the_predict_loop_writes_what_draw_returns(tmp_path: Path) -> None:
-    module = ARDiffusionModule(tiny_mar(), Constant(3))
+    module = ARDiffusionModule(tiny_mar(), SamplingConfig(Constant(3)))
     folder = SampleFolder(tmp_path / "drawn")
     folder.claim({})
-    runner = trainer(tmp_path, ImageWriter(folder))
+    runner = trainer(tmp_path, FolderWriter(folder))
     runner.predict(module, datamodule=RequestData(5, torch.tensor([0, 1, 2, 0, 1]), 3), return_predictions=False)
     other = SampleFolder(tmp_path / "other")
     other.claim({})
@@ -164,9 +182,9 @@ def test_the_predict_loop_writes_what_draw_returns(tmp_path: Path) -> None:
 def test_images_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     model = tiny_mar()
     nn.init.constant_(model.mask_token, float("nan"))
-    runner = trainer(tmp_path, ImageWriter(SampleFolder(tmp_path)))
-    with pytest.raises(ValueError, match="NaN or infinite pixels"):
-        runner.predict(ARDiffusionModule(model, Constant(3)), datamodule=RequestData(2))
+    runner = trainer(tmp_path, FolderWriter(SampleFolder(tmp_path)))
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        runner.predict(ARDiffusionModule(model, SamplingConfig(Constant(3))), datamodule=RequestData(2))
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -208,6 +226,50 @@ def test_two_validations_of_the_same_weights_agree(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
     nn.init.normal_(module.model.get_parameter("diffloss.net.final_layer.linear.weight"))
     assert trainer(tmp_path).validate(module, datamodule=data, verbose=False)[0]["val_loss"] != losses[0]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "bf16", "16-mixed"])
+@pytest.mark.filterwarnings("ignore:You passed", "ignore:.precision=bf16")
+def test_gradients_are_clipped_in_every_precision(precision: str, tmp_path: Path) -> None:
+    module = tiny_module()
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    runner = trainer(tmp_path, max_steps=2, precision=precision, gradient_clip_val=1.0, limit_val_batches=0)
+    runner.fit(module, datamodule=DigitsData(batch_size=16))
+    assert runner.global_step == 2 and all(p.isfinite().all() for p in module.parameters())
+    assert any((p != before[name]).any() for name, p in module.named_parameters())
+
+
+class Data(LightningDataModule):
+    """One batch of images `[4, *shape]`, with labels of `num_classes`."""
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int = 10) -> None:
+        super().__init__()
+        self.images, self.num_classes = torch.zeros(4, *shape), num_classes
+        self.items = SimpleNamespace(classes=[f"folder {number}" for number in range(num_classes)])
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(self.images, torch.arange(4) % self.num_classes), batch_size=4)
+
+
+@pytest.mark.parametrize("make", [tiny_mar, tiny_flowar, tiny_xar, tiny_causal], ids=["mar", "flowar", "xar", "causal"])
+@pytest.mark.parametrize("change", [(1, 0, 0), (0, 4, 4), (0, -1, -1), (0, 0, 4), ()], ids=str)
+def test_data_of_another_size_than_the_models_are_refused_before_the_first_step(
+    make: Callable[[], ARDiffusionModel], change: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = make().train()
+    solver = DDPM() if isinstance(model.process, VPCosine) else Euler()
+    shape = tuple(side + more for side, more in zip(model.latent_shape, change, strict=False))
+    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    with pytest.raises(ValueError, match=re.escape(f"latents {list(model.latent_shape)} of a sample, those of the")):
+        runner.fit(ARDiffusionModule(model, SamplingConfig(solver=solver)), datamodule=Data(shape, model.num_classes))
+    assert runner.global_step == 0
+
+
+def test_data_of_more_classes_than_the_models_are_refused_and_both_are_named(tmp_path: Path) -> None:
+    message = r"the data have 12 classes, the model 10: give it --model.num_classes 12.*folder 10, folder 11"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_steps=1).fit(tiny_module(), datamodule=Data((1, 8, 8), 12))
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(tiny_module(), datamodule=Data((1, 8, 8), 7))
 
 
 class Reseed(Callback):

@@ -18,66 +18,51 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from disa_framework import Guidance, PhiloxNoise
-from disa_framework.generation import StageRecord, advance
-from disa_framework.models import ARDiffusionModel, MixtureAR
-from disa_framework.models.base import Condition
-from disa_framework.models.harmon import Harmon
-from disa_framework.models.lazy import Lazy
-from disa_framework.models.mar import MAR
+from disa_framework import Guidance, Lazy, PhiloxNoise, SamplingConfig, StageRecord
+from disa_framework.models import ARDiffusionModel
+from disa_framework.sampling.condition import Condition, place
+from disa_framework.sampling.generation import advance
 from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
-from disa_framework.solvers import DDPM, Cosine, EulerMaruyama, LinearFlow, Solver
-from tests.cuda.simulation import reads
+from disa_framework.solvers import DDPM, EulerMaruyama, RectifiedFlow, VPCosine
+from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
 
 LAZY = Lazy(refresh=2, share=0.2, start=1)
-
-
-def lazy_mar() -> MAR:
-    model = tiny_mar(latent_size=8)
-    model.cache = LAZY
-    return model
-
-
-def lazy_harmon() -> Harmon:
-    model = tiny_harmon(TINY_VOCABULARY, depth=2)
-    model.cache = LAZY
-    return model
-
-
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mar": tiny_mar,
-    "lazy mar": lazy_mar,
+    "lazy mar": lambda: tiny_mar(latent_size=8),
     "flowar": tiny_flowar,
     "flowar with cross-attention": lambda: tiny_flowar(cross_attention=True),
     "xar": tiny_xar,
     "causal": lambda: tiny_causal(latent_size=4),
     "harmon": lambda: tiny_harmon(TINY_VOCABULARY),
-    "lazy harmon": lazy_harmon,
+    "lazy harmon": lambda: tiny_harmon(TINY_VOCABULARY, depth=2),
     "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),
-    "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=LinearFlow()),
+    "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=RectifiedFlow()),
 }
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "equal"}
 MAKES = {"tensor", "as_tensor", "from_numpy"}  # of numbers that the host has
+NEEDS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 LINEAR, CONSTANT = Linear(3, 2), Constant(2)  # whose tables the first one has, too
 GUIDANCE = Guidance(2.0, interval=(0.1, 0.9))
 
 
 class Calls(TorchFunctionMode):
-    """Notes where the host reads what the device has, or gives it numbers."""
+    """Notes where the host reads what a device has, any if none is given, or gives it numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
-        self.waits: Counter[str] = Counter()
+        self.device, self.waits = device, Counter[str]()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in READS or (name in MAKES and not isinstance(args[0], Tensor)):
+        reads = name in READS and self.device in (None, args[0].device.type)
+        if reads or (name in MAKES and not isinstance(args[0], Tensor)):
             self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -85,9 +70,9 @@ class Calls(TorchFunctionMode):
 class Operations(TorchDispatchMode):
     """Notes which operations need the host within, and the shapes of all that is computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
-        self.waits: Counter[str] = Counter()
+        self.device, self.waits = device, Counter[str]()
         self.shapes: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(
@@ -95,7 +80,9 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         name = func.overloadpacket.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if reads(name, given) or name == "lift_fresh":
+        by_mask = name.startswith("index") and any(tensor.dtype == torch.bool for tensor in given[1:])
+        there = self.device is None or any(tensor.device.type == self.device for tensor in given)
+        if (there and (by_mask or name in NEEDS)) or name == "lift_fresh":
             self.waits[name] += 1
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -108,8 +95,8 @@ class Operations(TorchDispatchMode):
 class Watch:
     """Of all that is called and computed within."""
 
-    def __init__(self) -> None:
-        self.calls, self.operations = Calls(), Operations()
+    def __init__(self, device: str | None = None) -> None:
+        self.calls, self.operations = Calls(device), Operations(device)
 
     def __enter__(self) -> Watch:
         self.calls.__enter__()
@@ -130,12 +117,16 @@ def cuda_refuses_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def stages_of(model: ARDiffusionModel) -> int:
-    return max(model.min_stages, min(3, model.max_stages))
-
-
-def solver_of(model: ARDiffusionModel) -> Solver:
-    return DDPM() if isinstance(model.process, Cosine) else EulerMaruyama()
+def sampling_of(name: str, model: ARDiffusionModel, schedule: StepSchedule) -> SamplingConfig:
+    return model.settle(
+        SamplingConfig(
+            schedule,
+            DDPM() if isinstance(model.process, VPCosine) else EulerMaruyama(),
+            max(model.min_stages, min(3, model.max_stages)),
+            Guidance(2.0, interval=(0.1, 0.9)),
+            LAZY if name.startswith("lazy") else None,
+        )
+    )
 
 
 def asked(model: ARDiffusionModel, turn: int = 0) -> Condition:
@@ -145,29 +136,26 @@ def asked(model: ARDiffusionModel, turn: int = 0) -> Condition:
 
 
 @torch.inference_mode()
-def draw(model: ARDiffusionModel, schedule: StepSchedule, seed: int = 0, turn: int = 0, cuda: bool = False) -> Watch:
-    """What all stages do once a run has begun."""
-    condition, watch = asked(model, turn), Watch()
+def draw(name: str, model: ARDiffusionModel, schedule: StepSchedule, seed: int = 0, watch: Any = None) -> Any:
+    """Draws all stages once a run has begun, within `watch`, which is returned."""
+    sampling, watch = sampling_of(name, model, schedule), watch or Watch()
     source = PhiloxNoise(seed, torch.arange(4), model.device)
-    solver, stages = solver_of(model), stages_of(model)
-    budget = schedule.budget(stages)
 
     def steps_of(stage: int, history: Sequence[StageRecord]) -> int:
-        return schedule.steps(stage, budget, history)
+        return schedule.at(stage, sampling.budget, history)
 
-    there = condition.to(model.device) if isinstance(condition, Tensor) else condition
-    state = model.begin(there, stages, GUIDANCE, source, 4)
-    with cuda_refuses_to_wait() if cuda else watch:
-        advance(model, state, range(stages), steps_of, solver, source, watched=schedule.reads_signals)
+    state = model.begin(place(asked(model, seed), model.device), sampling, source)
+    with watch:
+        advance(model, state, range(sampling.stages), steps_of, sampling.solver, source, watched=schedule.adapts)
     return watch
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_stage_waits_for_the_device_or_brings_anything_to_it(name: str) -> None:
     model = MODELS[name]().to("meta")
-    draw(model, LINEAR)
+    draw(name, model, LINEAR)
     for schedule in (LINEAR, CONSTANT):
-        watch = draw(model, schedule, seed=1, turn=1)
+        watch = draw(name, model, schedule, 1, Watch("meta"))
         assert not watch.calls.waits and not watch.operations.waits
         assert watch.operations.shapes
 
@@ -176,28 +164,28 @@ def test_no_stage_waits_for_the_device_or_brings_anything_to_it(name: str) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_cuda_is_never_waited_for(name: str) -> None:
     model = MODELS[name]().to("cuda")
-    draw(model, LINEAR)
+    draw(name, model, LINEAR)
     for schedule in (LINEAR, CONSTANT):
-        draw(model, schedule, seed=1, turn=1, cuda=True)
+        draw(name, model, schedule, 1, cuda_refuses_to_wait())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_adaptive_schedule_reads_one_number_of_each_stage_but_the_last_and_is_the_only_one_to_read(
     name: str,
 ) -> None:
-    model = MODELS[name]()
-    schedule = Adaptive(threshold=1.0, low=2, high=4)
-    draw(model, schedule)
-    watch, reads = draw(model, schedule), stages_of(model) - 1
-    assert watch.calls.waits == {"__float__": reads}
-    assert sum(watch.operations.waits.values()) == reads
+    model, schedule = MODELS[name](), Adaptive(threshold=1.0, low=2, high=4)
+    draw(name, model, schedule)
+    watch, stages = draw(name, model, schedule), sampling_of(name, model, schedule).stages
+    # Whether samples end early is known on the host, where a model does not say otherwise.
+    assert watch.calls.waits == {"__float__": stages - 1, "__bool__": stages}
+    assert sum(watch.operations.waits.values()) == 2 * stages - 1
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shapes_of_a_stage_are_the_same_whatever_is_drawn(name: str) -> None:
     model = MODELS[name]()
-    draw(model, LINEAR)
-    first, second = (draw(model, LINEAR, seed=seed, turn=seed).operations.shapes for seed in (1, 2))
+    draw(name, model, LINEAR)
+    first, second = (draw(name, model, LINEAR, seed).operations.shapes for seed in (1, 2))
     assert first == second
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,34 +12,35 @@ import torch
 from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
-from disa_framework import Guidance, generate
-from disa_framework.cli import bench, diagnose, predict, search
-from disa_framework.cli.common import parse
-from disa_framework.cli.precision import _cpu_has_bf16
-from disa_framework.models import ARDiffusionModel, MixtureAR
-from disa_framework.models.adaptive import RotaryEmbedding, grid_positions
+from disa_framework import Guidance, SamplingConfig, generate
+from disa_framework.cli.common import make_parser, parse
+from disa_framework.cli.drawing import add_drawing
+from disa_framework.cli.predict import predict
+from disa_framework.models import ARDiffusionModel
 from disa_framework.models.harmon import Vocabulary
-from disa_framework.models.layers import flow_times
+from disa_framework.nn.rotary import RotaryEmbedding, grid_positions
+from disa_framework.nn.time import flow_times
+from disa_framework.runtime.precision import lacking
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DDPM, Cosine, Euler
+from disa_framework.solvers import DDPM, Euler, VPCosine
+from disa_framework.toy.mixture import MixtureAR
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import tiny_harmon
 
 LABELS = torch.arange(6) % 3
 TOLERANCE = 0.03  # relative to the norm of float32's latents; 0.001 … 0.01 were seen
-COMMANDS = {"predict": predict, "bench": bench, "search": search, "diagnose": diagnose}
 
 
 def draw(model: ARDiffusionModel, bf16: bool = False) -> Tensor:
     """Latents, in bf16 as Lightning's trainer draws them."""
-    solver = DDPM() if isinstance(model.process, Cosine) else Euler()
-    plugin, guidance = HalfPrecision("bf16-true"), Guidance(2.0)
+    solver = DDPM() if isinstance(model.process, VPCosine) else Euler()
+    sampling, plugin = SamplingConfig(Constant(10), solver, guidance=Guidance(2.0)), HalfPrecision("bf16-true")
     if not bf16:
-        return generate(model, LABELS, schedule=Constant(10), solver=solver, guidance=guidance)
+        return generate(model, LABELS, sampling)
     half = plugin.convert_module(deepcopy(model))
     with plugin.forward_context():
-        return generate(half, LABELS, schedule=Constant(10), solver=solver, guidance=guidance)  # type: ignore[arg-type]
+        return generate(half, LABELS, sampling)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [tiny_mar, tiny_flowar, tiny_xar], ids=["mar", "flowar", "xar"])
@@ -76,7 +78,7 @@ def test_positions_in_the_language_model_are_not_rounded_with_the_weights() -> N
 
 
 def test_times_are_told_exactly_whatever_the_precision() -> None:
-    steps = [Cosine().nodes(range(1000)), Euler().table(tiny_xar().process, 25).nodes]
+    steps = [VPCosine().nodes(range(1000)), Euler().table(tiny_xar().process, 25).nodes]
     with HalfPrecision("bf16-true").forward_context(), torch.inference_mode():
         times = [nodes.on(torch.device("cpu")) for nodes in steps]
     assert [t.dtype for t in times] == [torch.float32] * 2 and not any(t.is_inference() for t in times)
@@ -88,25 +90,31 @@ def test_times_are_told_exactly_whatever_the_precision() -> None:
 # --- on the command line ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_precision_is_the_trainers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    config_name = "mixture/search" if name == "search" else "mixture/default"
-    args = ["--config", config_name, "--trainer.accelerator", "cpu"]
-    for asked, has in {"32": True, "bf16": _cpu_has_bf16(), "16": False}.items():
-        config = parse(COMMANDS[name]._make_parser(), [*args, "--precision", asked])
-        assert config.trainer.precision == (f"{asked}-true" if has else "32-true")
-        said = capsys.readouterr().err.splitlines()
-        assert len(said) == (not has)
-        assert all(line.startswith(f"disa-{name}: drawing in precision 32, as ") for line in said)
-    assert parse(COMMANDS[name]._make_parser(), args).trainer.precision is None
+@pytest.mark.parametrize("asked", [32, "bf16", 16])
+def test_precision_is_the_trainers_and_what_a_device_lacks_is_told(asked: int | str) -> None:
+    lack = {32: None, "bf16": lacking("bf16", "cpu"), 16: "CPUs are slow in 16"}[asked]
+    with pytest.warns(UserWarning, match=f"drawing in precision 32, as {lack}") if lack else nullcontext():
+        assert _parsed("--precision", str(asked)) == ("32-true" if lack else f"{asked}-true")
+
+
+def test_precision_is_told_once() -> None:
+    assert _parsed() is None
     with pytest.raises(ValueError, match=r"give either --precision bf16 or --trainer\.precision 16-true"):
-        parse(COMMANDS[name]._make_parser(), [*args, "--precision", "bf16", "--trainer.precision", "16-true"])
+        _parsed("--precision", "bf16", "--trainer.precision", "16-true")
 
 
+def _parsed(*options: str) -> object:
+    """What a command that draws tells the trainer."""
+    parser = make_parser("disa-any", "Draws.")
+    add_drawing(parser)
+    return parse(parser, ["--config", "mixture/default", *options]).trainer.precision
+
+
+@pytest.mark.filterwarnings("ignore:drawing in precision 32")
 def test_images_of_another_precision_are_not_mixed(tmp_path: Path) -> None:
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--output", str(tmp_path)]
     asked = ["--config", "mixture/default", "--num_images", "2", "--schedule", "Constant", "--schedule.steps", "2"]
-    predict.predict([*quiet, *asked, "--precision", "16"])  # which falls back to 32
-    predict.predict([*quiet, *asked, "--precision", "32"])
-    with pytest.raises(ValueError, match=r"other settings \(precision differ"):
-        predict.predict([*quiet, *asked, "--trainer.precision", "bf16-true"])
+    predict([*quiet, *asked, "--precision", "16"])  # which falls back to 32
+    predict([*quiet, *asked, "--precision", "32"])
+    with pytest.raises(ValueError, match=r"made otherwise \(precision differ"):
+        predict([*quiet, *asked, "--trainer.precision", "bf16-true"])

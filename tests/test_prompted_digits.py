@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +11,10 @@ from disa_framework.callbacks import SampleFolder
 from disa_framework.cli.common import find_config
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
-from disa_framework.data.digits import CAPTIONS, digits
 from disa_framework.metrics import to_uint8
 from disa_framework.models.harmon import Vocabulary, request
 from disa_framework.schedules import Linear
+from disa_framework.toy.digits import CAPTIONS, digits
 from examples.digits import draw, measure
 
 CONFIG = "digits/harmon"
@@ -43,15 +41,14 @@ def test_the_configuration_knows_the_words_of_the_captions_and_no_others() -> No
 def test_it_is_trained_and_draws_the_captions_in_turn(checkpoint: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "drawn", CONFIG, Linear(2, 1), checkpoint, 20, CAPTIONS)
     assert len(list(folder.path.glob("0000*/samples/*.png"))) == 20
-    made = json.loads(folder.manifest.read_text())
-    assert made["settings"]["prompts"] == list(CAPTIONS) and made["budget"] == list(Linear(2, 1).budget(16))
+    assert folder.facts()["budget"] == list(Linear(2, 1).budget(16))
     assert 0 <= measure(folder, "random").agreement <= 1
 
 
 def test_an_image_does_not_depend_on_the_size_of_its_batch(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a handwritten seven\nzero\ntwo two\n")
     args = [f"--config={CONFIG}", f"--ckpt_path={checkpoint}", f"--prompts={tmp_path / 'prompts.txt'}"]
-    args += ["--images_per_prompt=2", "--num_stages=4", "--guidance.scale=2", "--trainer.enable_progress_bar=false"]
+    args += ["--each=2", "--num_stages=4", "--guidance.scale=2", "--trainer.enable_progress_bar=false"]
     images = [predict([*args, f"--batch_size={size}", f"--output={tmp_path / str(size)}"]).read(range(6))
               for size in (2, 4, 6)]  # fmt: skip
     for others in images[1:]:
@@ -64,13 +61,11 @@ def test_images_are_measured_as_the_digits_their_prompts_name(tmp_path: Path) ->
     firsts = [images[labels == digit][:3] for digit in range(10)]
     prompts = CAPTIONS[::-1]
     folder = SampleFolder(tmp_path, [{"prompt": prompt} for prompt in prompts])
-    settings: dict[str, Any] = {"prompts": prompts}
-    folder.claim(settings)
+    folder.claim({})
     for index in range(30):
         folder.write(index, to_uint8(firsts[9 - index % 10][index // 10]))
-    made = {"settings": settings, "num_images": 30, "labels_in_turn": None}
-    folder.describe({**made, "head_evaluations_per_image": 0, "seconds_per_image": 0.0})
-    assert measure(folder, "plain").agreement > 0.9
+    folder.describe({"num_images": 30, "head_evaluations_per_image": 0, "seconds_per_image": 0.0})
+    assert measure(folder, "plain", prompts).agreement > 0.9
 
 
 def test_a_prompt_of_unknown_words_is_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
@@ -85,7 +80,7 @@ def test_a_prompt_of_unknown_words_is_refused_before_anything_is_written(checkpo
     ("config", "captions", "message"),
     [
         (CONFIG, "false", "Harmon draws prompts: give texts, not labels"),
-        ("digits/mar", "true", "MAR draws classes: give labels, not prompts"),
+        ("digits/mar", "true", "MAR draws classes: give labels, not list"),
     ],
 )
 def test_data_that_ask_in_another_way_than_the_model_are_refused(

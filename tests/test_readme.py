@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
+from disa_framework import SamplingConfig
 from disa_framework.cli.bench import benchmark
 from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.evaluate import evaluate
 from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
-from disa_framework.models.published import PUBLISHED
+from disa_framework.hub.published import PUBLISHED
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -26,15 +27,15 @@ PROGRAMS = {
 COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 
 
-def test_the_ten_lines_draw_latents() -> None:
-    names: dict[str, torch.Tensor] = {}
-    exec(PYTHON[0], names)
+def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in PYTHON:  # block after block, as a reader would
+        exec(code, names)
     assert names["latents"].shape == (64, 1, 1, 16) and names["latents"].isfinite().all()
-
-
-@pytest.mark.parametrize("code", PYTHON[1:])
-def test_other_code_is_python(code: str) -> None:
-    exec(code, {})
+    baseline, found = names["module"].evaluations(), names["found"]
+    assert 0.9 * baseline / 2.5 <= found.cost <= baseline / 2.5
+    assert SamplingConfig.load("outputs/found/best.yaml") == found.sampling
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks import reference
-from disa_framework import Guidance, generate
+from disa_framework import Guidance, SamplingConfig, generate
 from disa_framework.models import ARDiffusionModel
-from disa_framework.noise import PhiloxNoise
+from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import PerStage
 from disa_framework.solvers import DDPM, Euler, EulerMaruyama, Halves, Solver
 from tests.models.tiny import tiny_mar
@@ -33,9 +33,7 @@ def test_plain_and_fast_samplers_draw_the_same(name: str, guidance: Guidance) ->
     plain, make, solver, budget = CASES[name]
     model: ARDiffusionModel = make()
     labels, places = torch.tensor([0, 2, 1]), torch.arange(3)
-    fast = generate(
-        model, labels, schedule=PerStage(budget), solver=solver, num_stages=len(budget), guidance=guidance, seed=4
-    )
+    fast = generate(model, labels, SamplingConfig(PerStage(budget), solver, len(budget), guidance), seed=4)
     drawn = plain(model, labels, budget, solver, guidance, PhiloxNoise(4, places))
     torch.testing.assert_close(drawn, fast, rtol=0, atol=1e-4 * fast.abs().max().item())
     assert fast.std() > 0.1

@@ -1,10 +1,8 @@
-"""Lightning callbacks, and the folder they write to."""
+"""Lightning callbacks, and the folder that samples are written to."""
 
-from disa_framework.callbacks.evaluation import Evaluation
-from disa_framework.callbacks.image_writer import ImageWriter
+from disa_framework.callbacks.folder_writer import FolderWriter
 from disa_framework.callbacks.last_checkpoint import LastCheckpoint
-from disa_framework.callbacks.overlap import Overlap
-from disa_framework.callbacks.samples import SampleFolder
-from disa_framework.callbacks.throughput import Throughput
+from disa_framework.callbacks.sample_folder import SampleFolder
+from disa_framework.callbacks.sample_writers import Arrays, Images, SampleWriter
 
-__all__ = ["Evaluation", "ImageWriter", "LastCheckpoint", "Overlap", "SampleFolder", "Throughput"]
+__all__ = ["Arrays", "FolderWriter", "Images", "LastCheckpoint", "SampleFolder", "SampleWriter"]

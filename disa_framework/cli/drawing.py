@@ -1,42 +1,41 @@
-"""What the commands that draw share: weights, the autoencoder, and what is asked for."""
+"""What the commands that draw share: the module, its weights, and what is asked for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-import torch
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
-from torch import Tensor
 
-from disa_framework.cli.precision import add_precision
-from disa_framework.data import in_turn, read_prompts
-from disa_framework.generation import check_request
+from disa_framework.cli.common import add_sampling
+from disa_framework.data.conditions import ConditionReader, Labels, Prompts
+from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.models import ARDiffusionModel
-from disa_framework.models.base import Condition
-from disa_framework.models.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.condition import Condition, cycled
 
-_AUTOENCODER = "disa_framework.models.Autoencoder"
+_AUTOENCODER = "disa_framework.tokenizers.Autoencoder"
 
 
-def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ("optimization",)) -> None:
+def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
     """The options of all commands that draw: the module, its weights, and what is asked for.
 
     Args:
-        unused: parts of the module that the command has no use for. In configurations, which other commands read as
-            well, they and the data of training may be there.
+        unused: parts of the sampling config that the command has no use for. In configurations, which other commands
+            read as well, they, the data and the optimization of training may be there.
     """
     add = parser.add_argument
     add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
     add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
-    add_precision(parser)
-    parser.add_class_arguments(ARDiffusionModule, skip=set(unused), sub_configs=True)
-    for section in ("data", *unused):
+    what = "Reads what else a model is asked for."
+    parser.add_subclass_arguments(ConditionReader, "condition", required=False, help=what, default=None)
+    precision = "Of weights and drawing, 32 by default; latents in bf16 are about 1% off those in 32."
+    add("--precision", type=Literal[32, "bf16", 16] | None, help=precision)
+    parser.add_class_arguments(ARDiffusionModule, skip={"sampling", "optimization"}, sub_configs=True)
+    add_sampling(parser, skip=unused)
+    for section in ("data", "optimization", *unused):
         add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
 
 
@@ -54,26 +53,30 @@ def with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:
     return config
 
 
-def classes(model: ARDiffusionModel, labels: list[int] | None) -> list[int]:
-    """The classes to draw in turn."""
-    if labels is None and not model.num_classes:
-        raise ValueError("this model draws from prompts: give --prompts FILE")
-    return list(range(model.num_classes)) if labels is None else labels
+def reader(init: Namespace, each: int | None = None) -> ConditionReader:
+    """What reads the condition: the one that is given, or that of prompts or labels, so many of each."""
+    given = [name for name in ("condition", "prompts", "labels") if init.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"give either --{' or --'.join(given)}")
+    if init.condition is not None and each:
+        raise ValueError("--each is for classes and prompts: leave it out, or --condition")
+    if init.condition is not None:
+        return init.condition
+    if init.prompts is not None:
+        return Prompts(init.prompts, each)
+    return Labels(None if init.labels is None else tuple(init.labels), each)
 
 
-def requested(config: Namespace, module: ARDiffusionModule, count: int) -> Condition:
-    """What `count` samples are asked to be: classes or prompts in turn.
+def requested(init: Namespace, module: ARDiffusionModule, count: int | None) -> Condition:
+    """What `count` samples are asked to be, in turn, or as many as the options say.
 
     Raises:
         ValueError: if the model cannot draw this.
     """
-    condition: Condition
-    if config.prompts:
-        condition = in_turn([prompt["prompt"] for prompt in read_prompts(config.prompts)], count)
-    else:
-        condition = torch.tensor(in_turn(classes(module.model, config.labels), count))
-    check_request(module.model, module.num_stages, condition)
-    return condition
+    given = reader(init)
+    condition = given.read(module.model)
+    module.model.check_condition(condition)
+    return cycled(condition, given.count(condition, count))
 
 
 def load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
@@ -86,21 +89,3 @@ def load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
         apply_weights(model, load_weights(ckpt_path), ckpt_path)
     elif any(True for _ in model.parameters()):
         raise ValueError("this model has weights: give a checkpoint with --ckpt_path")
-
-
-def settings_of(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
-    """All options, with weights by what they are, wherever they come from."""
-    whole = json.loads(parser.dump(config, format="json", skip_unset=False))
-    options = (whole["tokenizer"] or {}).get("init_args", {})
-    if options.get("weights"):
-        options["weights"] = digest_of(load_weights(options["weights"]))
-    return {**whole, "precision": whole["trainer"]["precision"], "weights": digest_of(model.state_dict())}
-
-
-def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

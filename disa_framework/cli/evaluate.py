@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
-from lightning.pytorch.utilities import rank_zero_only
+from jsonargparse import ArgumentParser
 
 from disa_framework.cli.common import instantiate, make_parser, parse, run
-from disa_framework.cli.drawing import digest_of
-from disa_framework.cli.report import report
-from disa_framework.metrics import FeatureExtractor
-from disa_framework.metrics.evaluation import WORKERS, Comparison, describe, figures, read_features
-from disa_framework.metrics.feature_set import Features
-from disa_framework.metrics.fid import save_statistics
-from disa_framework.metrics.image_files import ImageFiles
+from disa_framework.cli.printing import print_figures
+from disa_framework.data.reading import Reading
+from disa_framework.files import check_writable, write_atomically
+from disa_framework.metrics.evaluation import Comparison, make_reference
+from disa_framework.metrics.evaluation import evaluate as measure
 
 _EVALUATE = """Measures images against a reference: FID, Inception Score, precision and recall.
 
@@ -35,33 +32,26 @@ Nothing is kept on the way: a run that was stopped is started again.
 def evaluate(args: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures images and returns the figures with what they were made with; see `disa-evaluate --help`.
 
-    It returns nothing where only a reference is made.
+    It returns nothing where only a reference is made, and on other processes than the first.
     """
     parser = _make_parser()
     init = instantiate(parser, parse(parser, args))
     comparison = Comparison(**{field.name: init[field.name] for field in fields(Comparison)})
-    extractor = comparison.extractor()
-    reading = {"batch_size": init.batch_size, "num_workers": init.num_workers, "trainer": dict(init.trainer)}
-    samples = _samples(init)
-    weights = digest_of(extractor.state_dict())
+    reading = Reading(init.batch_size, init.num_workers, dict(init.trainer))
+    if (init.samples is None) == (init.make_reference is None):
+        raise ValueError("give the images to measure, a folder or an .npz, or those to --make-reference of")
+    if init.output:
+        check_writable(Path(init.output))
     if init.make_reference:
-        reference = _make_reference(init, extractor, reading)
-    else:
-        reference = comparison.reference_features(extractor, **reading)
-    if samples is None:
+        if made := make_reference(init.make_reference, comparison, reading):
+            print(f"statistics of {made} images: {comparison.reference}")
         return {}
-    found = read_features(samples, extractor, keep=comparison.precision_recall, **reading)
-    result = {
-        **figures(found, reference),
-        "images": len(samples),
-        "samples": init.samples,
-        "reference": init.reference,
-        **describe(extractor),
-        "features_sha256": weights,
-        "pixels": "bytes as they are in the files",
-    }
-    report(result, Path(init.output) if init.output else None)
-    return result
+    result = measure(init.samples, comparison, reading, init.count)
+    if result:
+        print_figures(result)
+    if result and init.output:
+        write_atomically(Path(init.output), (json.dumps(result, indent=2) + "\n").encode())
+    return result or {}
 
 
 def command() -> None:
@@ -75,40 +65,8 @@ def _make_parser() -> ArgumentParser:
     add = parser.add_argument
     add("samples", type=str | None, nargs="?", help="Images: a folder, or an .npz.")
     parser.add_class_arguments(Comparison)
+    parser.add_class_arguments(Reading, skip={"trainer"})
     add("--make_reference", "--make-reference", type=str | None, help="Images to write the --reference of.")
     add("--count", type=int | None, help="How many images there have to be.")
-    add("--batch_size", type=PositiveInt, default=64, help="Images looked at together.")
-    add("--num_workers", type=int, default=WORKERS, help="Processes that read images, for each device.")
     add("--output", type=str | None, help="File for the figures (.json).")
     return parser
-
-
-def _samples(init: Namespace) -> ImageFiles | None:
-    """The images to measure, unless only a reference is made."""
-    if init.output:
-        Path(init.output).parent.mkdir(parents=True, exist_ok=True)
-    if init.samples is None and init.make_reference:
-        return None
-    if init.samples is None:
-        raise ValueError("give the images to measure: a folder, or an .npz")
-    samples = ImageFiles(init.samples)
-    if init.count not in (None, len(samples)):
-        raise ValueError(f"{init.samples} holds {len(samples)} images, not {init.count}")
-    return samples
-
-
-def _make_reference(init: Namespace, extractor: FeatureExtractor, reading: dict[str, Any]) -> Features:
-    """Writes the statistics of images."""
-    if not str(init.reference).endswith(".npz"):
-        raise ValueError("say with --reference to which file (.npz) the statistics are to be written")
-    path, images = Path(init.reference), ImageFiles(init.make_reference, init.image_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = read_features(images, extractor, keep=init.precision_recall, **reading)
-    _save(path, found, len(images))
-    return found
-
-
-@rank_zero_only
-def _save(path: Path, found: Features, count: int) -> None:
-    save_statistics(path, found.mu, found.sigma)
-    print(f"statistics of {count} images: {path}")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
 
-from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.models.checkpoint import apply_weights, load_weights
+from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse, run
+from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 
 _FIT = """Trains an autoregressive image generator with a diffusion head.
@@ -24,7 +24,8 @@ examples:
 def fit(args: Sequence[str] | None = None) -> None:
     """Trains. `args` are the command line's; see `disa-fit --help`."""
     parser = make_parser("disa-fit", _FIT)
-    parser.add_class_arguments(ARDiffusionModule, sub_configs=True)
+    parser.add_class_arguments(ARDiffusionModule, skip={"sampling"}, sub_configs=True)
+    add_sampling(parser)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="Where images come from.")
     parser.add_argument("--ckpt_path", "--checkpoint", type=str | None, help="Checkpoint of disa-fit to go on from.")
     config = parse(parser, args)
@@ -59,5 +60,3 @@ def _steps(checkpoint: str) -> int:
 def command() -> None:
     """The program `disa-fit`."""
     run("disa-fit", fit)
-
-

@@ -1,33 +1,26 @@
-"""`disa-search`: finds the best step schedule within a limit."""
+"""`disa-search`: finds how to draw best within a limit."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Literal
 
 import optuna
-import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from tqdm import tqdm
 
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
-from disa_framework.cli.drawing import add_drawing, load, requested, settings_of, with_vae
-from disa_framework.cli.search_methods import METHODS, WITHOUT_TRIALS, Task
-from disa_framework.data import cycled, read_prompts
-from disa_framework.devices import name_of
-from disa_framework.models import ARDiffusionModel
-from disa_framework.module import ARDiffusionModule
-from disa_framework.schedules import Constant, Linear, TwoStage
-from disa_framework.schedules.adaptive import Signal
-from disa_framework.search.calibration import MENU
-from disa_framework.search.cost import CostModel, analytic_cost, held_out_error, measure_cost, median_error
-from disa_framework.search.meter import Meter
-from disa_framework.search.objective import RUNGS, Costs
-from disa_framework.search.quality import Quality
-from disa_framework.search.space import Setting, Space
+from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
+from disa_framework.cli.printing import aligned, progress_bar
+from disa_framework.metrics.quality import Quality
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.search import Found, Limit, Plan, find
+from disa_framework.search.report import table
+from disa_framework.toy import exact  # noqa: F401  so that its distance is known by name
 
 _SEARCH = """Finds the step schedule that draws the best images within a limit. The methods:
 
@@ -39,51 +32,37 @@ _SEARCH = """Finds the step schedule that draws the best images within a limit. 
 
 examples:
   disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
-  disa-search --config digits/search --ckpt_path last.ckpt --speedup 2.5 --trials 100
-  disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage sqlite:///study.db
+  disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage postgresql://host/studies
   disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
   disa-search --config digits/search --ckpt_path last.ckpt --method calibrate --speedup 2.5
   disa-search --config mixture/search --evaluations 440 --space.temperature '[1, 1.15]'
 
---schedule is the baseline that --speedup refers to. The output folder then holds best_schedule.yaml, to draw with
-(disa-predict --schedule best_schedule.yaml), and best_config.yaml with all that was chosen (disa-predict --config ...
---config best_config.yaml); of a study report.html and trials.csv, too. Of a Pareto front, the schedules are in front,
-all that was chosen in configs, and costs as predicted; else a limit in seconds is met on the clock.
+--schedule is the baseline that --speedup refers to. The output folder then holds best.yaml, to draw with (disa-predict
+--sampling best.yaml); of a study report.html and trials.csv, too. A Pareto front is in front/00.yaml and so on, with
+costs as predicted; else a limit in seconds is met on the clock.
 
 A study that was stopped goes on where it was when it is started again; start the command twice, and two workers share
 it. optuna-dashboard shows what is in the storage.
 """
-_DECIDES_COST = (
-    "model", "tokenizer", "prompts", "guidance", "attention", "compile", "graphs", "batch_size", "trainer",
-)  # fmt: skip
-_HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
-_REPEATS = 3  # timed runs of each of them
 
 
-def search(args: Sequence[str] | None = None) -> Path:
-    """Finds a schedule, and returns the folder of the results; see `disa-search --help`."""
+def search(args: Sequence[str] | None = None) -> Found:
+    """Finds how to draw, and prints it; see `disa-search --help`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     parser = _make_parser()
     config = with_vae(parser, parse(parser, args))
-    unit = _unit(config)
-    if config.method in WITHOUT_TRIALS:
+    limit = _limit(config)
+    if config.method not in ("study", "pareto"):
         config.metric = None  # nor its network and its reference
-    elif config.metric is None:
-        raise ValueError(f"--method {config.method} measures images: give --metric, as the configuration does")
     init = instantiate(parser, config)
-    module, folder = make_module(init), Path(config.output)
-    condition = requested(config, module, max(config.rungs, default=0))
-    module.evaluations()
+    module, plan = make_module(init), _plan(init)
+    condition = requested(init, module, max(plan.rungs, default=0))
     load(module.model, config.ckpt_path)
-    meter = Meter(module, init.metric, condition, config.batch_size, init.trainer)
-    with meter.lead() as leads:
-        if leads:
-            folder.mkdir(parents=True, exist_ok=True)
-            settings = _settings(parser, config, module.model)
-            costs = Costs(module, analytic_cost if unit == "evaluations" else _stopwatch(meter, folder, settings))
-            limit = _limit(config, costs, module)
-            METHODS[config.method](Task(config, meter, costs, limit, init.space, settings, folder))
-    return folder
+    with _told():
+        found = find(module, limit, condition, init.metric, plan, init.output, progress_bar)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(*_lines(found), sep="\n")
+    return found
 
 
 def command() -> None:
@@ -94,77 +73,58 @@ def command() -> None:
 def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-search", _SEARCH)
     add = parser.add_argument
-    add("--method", choices=list(METHODS), default="study", help="How the schedule is found, see above.")
-    add("--calibrate", type=bool, default=True, help="Begin a study with calibrated and learned schedules, too.")
-    add("--signal", choices=list(get_args(Signal)), default="error", help="Adaptive schedule: what it goes by.")
-    add("--profile_samples", type=PositiveInt, default=500, help="Calibration: samples drawn together.")
-    add("--profile_menu", type=list[int], default=list(MENU), help="Calibration: step counts to choose from.")
-    add("--profile_stride", type=PositiveInt, default=1, help="Calibration: measure every so many stages.")
     add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
     add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
     add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
-    add("--trials", type=PositiveInt, default=40, help="Trials in all, of all workers and all runs.")
-    add("--rungs", type=list[int], default=list(RUNGS), help="Numbers of images after which poor trials are stopped.")
-    add("--batch_size", type=PositiveInt, default=64, help="Images drawn together.")
-    add("--seeds", type=PositiveInt, default=3, help="Seeds of the final comparison, none of which the study used.")
-    add("--finalists", type=PositiveInt, default=5, help="Best trials that are drawn twice more before one is chosen.")
-    add("--starts", type=list[str], default=[], help="Files of schedules to begin with, besides the hand-made ramps.")
-    add("--storage", type=str | None, help="Journal file or database URL (default: study.log in the output folder).")
-    add("--study_name", type=str, default="disa", help="Name of the study within the storage.")
+    add("--starts", type=list[str], default=[], help="Sampling configs to begin with, besides the hand-made ramps.")
+    add("--storage", type=str | None, help="Database URL or journal file (default: study.db in the output folder).")
     add("--output", type=str, default="outputs/search", help="Folder for the results.")
     parser.add_subclass_arguments(Quality, "metric", required=False, help="What is made small, where there are trials.")
-    parser.add_class_arguments(Space, "space", sub_configs=True)
-    parser.set_defaults({"space.schedule": {"class_path": "disa_framework.search.space.Knots"}})
+    parser.add_class_arguments(Plan, skip={"starts", "storage", "trainer"}, sub_configs=True)
     add_drawing(parser)
     return parser
 
 
-def _unit(config: Namespace) -> str:
-    """In which costs are."""
-    limits = [name for name in ("latency", "speedup", "evaluations") if config[name] is not None]
-    if len(limits) > 1:
-        raise ValueError(f"give one limit, not {' and '.join(f'--{name}' for name in limits)}")
-    if wrong := [name for name in limits if not config[name] > 0]:
-        raise ValueError(f"--{wrong[0]} must be above 0, got {config[wrong[0]]}")
-    return {"latency": "seconds", "evaluations": "evaluations"}.get("".join(limits), config.unit)
-
-
-def _limit(config: Namespace, costs: Costs, module: ARDiffusionModule) -> float | None:
-    """Greatest cost of an image."""
+def _limit(config: Namespace) -> Limit:
+    given = [name for name in ("latency", "speedup", "evaluations") if config[name] is not None]
+    if len(given) > 1:
+        raise ValueError(f"give one limit, not {' and '.join(f'--{name}' for name in given)}")
     if config.speedup is not None:
-        if module.schedule.reads_signals:
-            raise ValueError("--speedup is over a baseline of fixed steps: give another --schedule, or --latency")
-        return costs(Setting.of(module)) / config.speedup
-    return config.latency if config.latency is not None else config.evaluations
+        return Limit.speedup(config.speedup, config.unit)
+    if config.latency is not None:
+        return Limit.seconds(config.latency)
+    return Limit(config.unit) if config.evaluations is None else Limit.evaluations(config.evaluations)
 
 
-def _stopwatch(meter: Meter, folder: Path, settings: dict[str, Any]) -> Callable[[ARDiffusionModule], CostModel]:
-    """Makes cost models by timing, and keeps them in files."""
-    decides = json.dumps([settings[name] for name in _DECIDES_COST])
-
-    def measure(module: ARDiffusionModule) -> CostModel:
-        with meter.on_device():
-            device = f"{name_of(module.model.device)} {torch.get_num_threads()}"
-        details = f"{decides} {device} {module.num_stages} {module.guidance.active} {module.cache}"
-        path = folder / f"cost-{hashlib.sha256(details.encode()).hexdigest()[:8]}.json"
-        if not path.exists():
-            asked = None if meter.condition is None else cycled(meter.condition, meter.batch_size)
-            held_out = [schedule.budget(module.num_stages) for schedule in _HELD_OUT]
-            with meter.on_device():
-                model = measure_cost(module, asked, meter.batch_size)
-                error = median_error(held_out_error(model, module, asked, held_out, repeats=_REPEATS))
-            if not path.exists():  # or another worker, begun at the same time, was faster: both take its times
-                model.save(path)
-            stages = f" of {module.num_stages} stages"
-            print(f"predicted times{stages} are {error:.1%} off, in the median over budgets they were not fitted to")
-        return CostModel.load(path, module)
-
-    return measure
+def _plan(init: Namespace) -> Plan:
+    starts = {path: SamplingConfig.load(path) for path in init.starts}
+    given = {field.name: init[field.name] for field in fields(Plan) if field.name in init}
+    return Plan(**{**given, "starts": starts})
 
 
-def _settings(parser: ArgumentParser, config: Namespace, model: ARDiffusionModel) -> dict[str, Any]:
-    """All options, with weights and prompts by what they are."""
-    prompts = read_prompts(config.prompts) if config.prompts else []
-    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    return {**settings_of(parser, config, model), "prompts": digest}
+def _lines(found: Found) -> Iterator[str]:
+    """What was found, for people."""
+    if found.timed is not None:
+        yield str(found.timed)
+    for place, point in enumerate(found.front):
+        where = f"{found.folder}/front/{place:02}.yaml"
+        yield f"{where}: distance {point.distance:.4g} at {point.cost:.4g} {found.unit} per image"
+    if found.rows:
+        yield from aligned(table(found.rows, found.unit))
+    if found.folder is not None and not found.front:
+        yield f"{found.sampling.schedule}: {found.folder}/best.yaml"
+    yield from found.notes
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a search tells about itself, in lines above its progress bars."""
+    logger, lines = logging.getLogger("disa_framework"), logging.Handler()
+    lines.emit = lambda record: tqdm.write(record.getMessage())  # type: ignore[method-assign]
+    logger.setLevel(logging.INFO)
+    logger.addHandler(lines)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)

@@ -5,18 +5,15 @@ Letters: `B` images in a batch, `h`, `w` pixels.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from disa_framework.data.indexed import DamagedFileError, IndexedData, Item, Items
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from disa_framework.data.decoding import SUFFIXES, find_images, is_hidden, read_pixels
+from disa_framework.data.indexed import IndexedData, Item, Items
+from disa_framework.metrics.images import from_uint8
 
 
 class ImageFolder(Items):
@@ -38,14 +35,15 @@ class ImageFolder(Items):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if not root.is_dir():
             raise FileNotFoundError(f"no folder at {root}: give one that holds a folder of images for each class")
-        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
         if not classes:
             raise ValueError(f"{root} holds no class folders: expected one folder of images for each class")
+        _warn_of_numbers(classes)
         super().__init__(classes, seed)
-        self.image_size = image_size
-        files = [list(_images(root / name)) for name in classes]
+        self.root, self.image_size = root, image_size
+        files = [find_images(root / name) for name in classes]
         if empty := [name for name, found in zip(classes, files, strict=True) if not found]:
-            raise ValueError(f"no images ({', '.join(_SUFFIXES)}) in the class folders {', '.join(empty)} of {root}")
+            raise ValueError(f"no images ({', '.join(SUFFIXES)}) in the class folders {', '.join(empty)} of {root}")
         self.files = [file for found in files for file in found]
         self.labels = [label for label, found in enumerate(files) for _ in found]
 
@@ -65,16 +63,7 @@ class ImageFolder(Items):
         Raises:
             DamagedFileError: naming the file.
         """
-        file = self.files[index]
-        try:
-            with Image.open(file) as image:
-                # A palette may have transparent colors, which Pillow loses with a warning on the straight way.
-                colors = image.convert("RGBA") if image.mode == "P" else image
-                cropped = center_crop(colors.convert("RGB"), self.image_size)
-        except Exception as error:  # damage makes Pillow raise all kinds
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DamagedFileError(f"{file} is damaged or not an image: {reason}") from error
-        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+        return read_pixels(self.files[index], self.image_size)
 
 
 class ImageFolderData(IndexedData):
@@ -110,26 +99,12 @@ class ImageFolderData(IndexedData):
         super().__init__(items, held_out, batch_size, num_workers, seed)
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square of `size` pixels in the middle of an image, whose shorter side becomes `size`.
-
-    As ADM does it (Dhariwal and Nichol, arXiv 2105.05233): halved by boxes while the shorter side is at least
-    twice the size, then resized bicubically, which keeps large images from aliasing.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def from_uint8(pixels: Tensor) -> Tensor:
-    """Bytes as float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def _images(folder: Path) -> Iterator[str]:
-    """Images in a folder and below it, sorted folder by folder."""
-    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
-        yield from (os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(_SUFFIXES))
+def _warn_of_numbers(classes: list[str]) -> None:
+    """Warns where folders are numbers, but not in the order of numbers."""
+    if all(name.isdecimal() for name in classes) and classes != (ordered := sorted(classes, key=int)):
+        label = next(label for label, name in enumerate(classes) if name != ordered[label])
+        warnings.warn(
+            f"class folders are sorted as text: label {label} is folder {classes[label]}, not {ordered[label]}; if "
+            f"that is not meant, name them with as many digits each: {ordered[label].zfill(max(map(len, classes)))}",
+            stacklevel=3,
+        )

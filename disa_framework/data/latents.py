@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from disa_framework.data.indexed import DamagedFileError, IndexedData, Item, Items
-from disa_framework.files import differing, write_atomically
-from disa_framework.models.autoencoder import sample_posterior
+from disa_framework.files import write_atomically
+from disa_framework.resuming import Identity, claim
+from disa_framework.tokenizers.autoencoder import sample_posterior
 
 _NAME = re.compile(r"(\d{6,})\.safetensors")
 
@@ -51,27 +51,25 @@ class LatentsFolder:
             return set()
         return {int(m[1]) for entry in self.path.iterdir() if (m := _NAME.fullmatch(entry.name))}
 
-    def claim(self, settings: dict[str, Any]) -> None:
-        """Makes the folder, and binds it to the settings that decide what its shards hold.
+    def missing(self, count: int, shard_size: int) -> set[int]:
+        """The shards of so many images that do not exist yet."""
+        return set(range(-(-count // shard_size))) - self.finished()
+
+    def claim(self, identity: Identity) -> None:
+        """Makes the folder, and binds it to what decides what its shards hold.
 
         Raises:
-            ValueError: if it holds shards of other settings.
+            ValueError: if it holds other shards.
             OSError: if it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        if not self.finished():
-            return write_atomically(self.manifest, (json.dumps(settings, indent=2) + "\n").encode())
-        if not self.manifest.exists():
-            raise ValueError(f"{self.path} holds latents that nothing describes: choose another folder")
-        if names := differing(self.settings(), settings):
-            raise ValueError(
-                f"{self.path} holds latents made with other settings ({names} differ; see "
-                f"{self.manifest}): choose another folder, or delete it"
-            )
+        if not (occupied := bool(self.finished())):
+            self.manifest.unlink(missing_ok=True)
+        claim(self.manifest, identity, occupied, "latents")
 
-    def settings(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What made the latents.
 
         Raises:
@@ -81,8 +79,8 @@ class LatentsFolder:
         if not self.manifest.is_file():
             raise FileNotFoundError(f"no latents in {self.path}: make them with disa-cache")
         try:
-            return dict(json.loads(self.manifest.read_text()))
-        except (TypeError, ValueError) as error:
+            return dict(json.loads(self.manifest.read_text())["identity"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.manifest} is damaged: delete {self.path} and run disa-cache again") from error
 
     def write(self, shard: int, moments: Tensor, labels: Tensor) -> None:
@@ -119,14 +117,14 @@ class Latents(Items):
 
     def __init__(self, folder: str | Path, seed: int = 0) -> None:
         self.folder = LatentsFolder(folder)
-        settings = self.folder.settings()
+        made = self.folder.identity()
         try:
-            self.count, self.shard_size = int(settings["num_images"]), int(settings["shard_size"])
-            self.scale = float(settings["vae"]["scale"])
-            super().__init__(settings["classes"], seed)
+            self.count, self.shard_size = int(made["num_images"]), int(made["shard_size"])
+            self.scale, classes = float(made["scale"]), list(made["classes"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.folder.manifest} is damaged ({error}): delete {folder} and cache again") from error
-        if lost := set(range(-(-self.count // self.shard_size))) - self.folder.finished():
+        super().__init__(classes, seed)
+        if lost := self.folder.missing(self.count, self.shard_size):
             raise ValueError(f"{len(lost)} shards are missing in {folder}: run disa-cache again, it goes on from there")
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Why a schedule works: evidence stage by stage, and the paper's ablations."""
 
-from disa_framework.diagnostics.ablation import ABLATIONS, Case, asymmetry, measure_ablation
+from disa_framework.diagnostics.ablation import ABLATIONS, Ablation, Variation, ablate
 from disa_framework.diagnostics.diagnosis import PARTS, Diagnosis, diagnose
-from disa_framework.diagnostics.runs import MENU
+from disa_framework.diagnostics.runs import MENU, Probe
 
-__all__ = ["ABLATIONS", "MENU", "PARTS", "Case", "Diagnosis", "asymmetry", "diagnose", "measure_ablation"]
+__all__ = ["ABLATIONS", "MENU", "PARTS", "Ablation", "Diagnosis", "Probe", "Variation", "ablate", "diagnose"]

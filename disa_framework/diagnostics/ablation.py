@@ -1,28 +1,26 @@
 """The paper's ablations (DiSA, arXiv 2505.20297): one thing is varied, and what is drawn is measured.
 
-All settings of an ablation are drawn with the same noise. Each ablation is a function of a module, of the number of
-steps that is many, and of a menu of numbers that are few.
+All variations are drawn with the same noise. Each ablation is a function of a module, of the number of steps that is
+many, and of a menu of numbers that are few.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from disa_framework.diagnostics.runs import MENU, Progress
-from disa_framework.files import write_atomically
-from disa_framework.models.lazy import REFRESHES, Lazy, check_cache
+from disa_framework.diagnostics.report import write
+from disa_framework.diagnostics.runs import MENU
 from disa_framework.module import ARDiffusionModule
+from disa_framework.progress import Progress, silent
+from disa_framework.runtime.feature_cache import REFRESHES, Lazy
+from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSchedule, TwoStage
-from disa_framework.search.cost import analytic_cost
 from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Costs
 from disa_framework.search.report import Measured
-from disa_framework.search.space import Setting
 from disa_framework.solvers import (
     DDIM,
     DDPM,
@@ -31,7 +29,7 @@ from disa_framework.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
-    LinearFlow,
+    RectifiedFlow,
     Solver,
     Spaced,
 )
@@ -39,15 +37,16 @@ from disa_framework.solvers import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Settings = dict[str, Setting]
+Variations = dict[str, SamplingConfig]
+"""By name."""
 
 
-def _scheduled(module: ARDiffusionModule, schedules: Mapping[str, StepSchedule]) -> Settings:
-    """The module as it is, with each of the schedules."""
-    return {name: replace(Setting.of(module), schedule=schedule) for name, schedule in schedules.items()}
+def _scheduled(module: ARDiffusionModule, schedules: Mapping[str, StepSchedule]) -> Variations:
+    """The module's sampling config with each of the schedules."""
+    return {name: replace(module.sampling, schedule=schedule) for name, schedule in schedules.items()}
 
 
-def early_late(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def early_late(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """`T_early` against `T_late`: few steps in the first or in the second half of the stages."""
     schedules: dict[str, StepSchedule] = {f"{steps} early, {steps} late": Constant(steps)}
     for few in menu:
@@ -56,73 +55,72 @@ def early_late(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Se
     return _scheduled(module, schedules)
 
 
-def equal_mean(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def equal_mean(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """Schedules between `steps` and the fewest of the menu, whose mean is the same."""
     few = min(menu)
-    rising = Linear(steps, few).budget(module.num_stages)[::-1]
+    rising = Linear(steps, few).budget(module.sampling.stages)[::-1]
     return _scheduled(module, {
         "constant": Constant(round((steps + few) / 2)), "two stages": TwoStage(steps, few),
         "linear": Linear(steps, few), "cosine": Cosine(steps, few), "linear, reversed": PerStage(rising),
     })  # fmt: skip
 
 
-def clip(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def clip(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """The largest timestep at 950 or not, with the same steps at all stages."""
-    base, solver = Setting.of(module), cast(Any, module.solver)
+    solver = cast(Any, module.sampling.solver)
     if not isinstance(getattr(solver, "grid", None), Spaced):
         raise ValueError(f"the ablation clip needs a solver on the grid Spaced, as DDPM and DDIM are, got {solver}")
     return {
         f"{count} steps, {'no clip' if top is None else f'clip {top}'}": replace(
-            base, schedule=Constant(count), solver=replace(solver, grid=Spaced(top))
+            module.sampling, schedule=Constant(count), solver=replace(solver, grid=Spaced(top))
         )
         for count in (*menu, steps)
         for top in (950, None)
     }
 
 
-def solvers(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def solvers(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """Solvers with equal head evaluations at all stages; where a grid does not allow for them, with fewer."""
-    base, process = Setting.of(module), module.model.process
-    flow = isinstance(process, LinearFlow)
+    process = module.model.process
+    flow = isinstance(process, RectifiedFlow)
     kinds: list[Solver] = [Euler(), Heun(), EulerMaruyama()] if flow else [DDPM(), DDIM(), DPMSolver(), DPMSolverPP()]
 
-    def settings() -> Iterator[tuple[str, Setting]]:
+    def variations() -> Iterator[tuple[str, SamplingConfig]]:
         for count in (*menu, steps):
             for solver in kinds:
                 most = max(t for t in range(1, 2 * count + 1) if solver.evaluations(process, t) <= count)
                 name = f"{solver.evaluations(process, most)} evaluations, {type(solver).__name__}"
-                yield name, replace(base, schedule=Constant(most), solver=solver)
+                yield name, replace(module.sampling, schedule=Constant(most), solver=solver)
 
-    return dict(settings())
+    return dict(variations())
 
 
-def stages(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def stages(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """All stages, half of them, a quarter and so on, at constant and at falling steps."""
-    base, least = Setting.of(module), max(module.model.min_stages, 2)
-    counts = [base.num_stages >> i for i in range(base.num_stages.bit_length()) if base.num_stages >> i >= least]
+    most, least = module.sampling.stages, max(module.model.min_stages, 2)
+    counts = [most >> i for i in range(most.bit_length()) if most >> i >= least]
     if len(counts) < 2:
-        raise ValueError(f"this model cannot draw in fewer stages than {base.num_stages}, which the ablation compares")
+        raise ValueError(f"this model cannot draw in fewer stages than {most}, which the ablation compares")
     return {
-        f"{count} stages, {name}": replace(base, schedule=schedule, num_stages=count)
+        f"{count} stages, {name}": replace(module.sampling, schedule=schedule, num_stages=count)
         for count in counts
         for name, schedule in (("constant", Constant(steps)), ("linear", Linear(steps, min(menu))))
     }
 
 
-def caching(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Settings:
+def caching(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
     """Feature caching at several periods, at constant and at falling steps."""
-    base, schedules = Setting.of(module), {"constant": Constant(steps), "linear": Linear(steps, min(menu))}
-    check_cache(module.model, Lazy())
+    caches = (None, *map(Lazy, REFRESHES))
     return {
-        f"{'no cache' if cache is None else f'refresh {cache.refresh}'}, {name}": replace(
-            base, schedule=schedule, cache=cache
+        f"{'no cache' if cache is None else f'refresh {cache.refresh}'}, {name}": module.model.settle(
+            replace(module.sampling, schedule=schedule, cache=cache)
         )
-        for cache in (None, *map(Lazy, REFRESHES))
-        for name, schedule in schedules.items()
+        for cache in caches
+        for name, schedule in (("constant", Constant(steps)), ("linear", Linear(steps, min(menu))))
     }
 
 
-ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Settings]] = {
+ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Variations]] = {
     "early_late": early_late,
     "equal_mean": equal_mean,
     "clip": clip,
@@ -133,26 +131,86 @@ ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Settings]
 
 
 @dataclass(frozen=True)
-class Case(Measured):
-    """A setting of an ablation.
+class Variation(Measured):
+    """A variation of a sampling config, and what it draws.
 
     Attributes:
-        evaluations: of the head, for an image.
+        evaluations: of the head, for a sample.
     """
 
     evaluations: int
 
 
-def measure_ablation(
-    meter: Meter, name: str, *, count: int, steps: int = 50, menu: Sequence[int] = MENU, seeds: int = 3,
-    progress: Progress | None = None,
-) -> list[Case]:  # fmt: skip
-    """Draws and measures all settings of an ablation.
+@dataclass(frozen=True)
+class Ablation:
+    """What was varied and measured.
+
+    Attributes:
+        name: of `ABLATIONS`.
+        variations: in its order.
+    """
+
+    name: str
+    variations: tuple[Variation, ...]
+
+    def asymmetry(self) -> dict[int, list[float]]:
+        """How many times as far off early cuts are as late ones: for each number of steps, by seeds; of `early_late`,
+        and of others nothing."""
+        if self.name != "early_late":
+            return {}
+        cuts = zip(self.variations[1::2], self.variations[2::2], strict=True)
+        return {
+            early.sampling.budget[0]: [a / b for a, b in zip(early.distances, late.distances, strict=True)]
+            for early, late in cuts
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What the table does not say."""
+        return [
+            f"cut to {few} steps, early is {statistics.mean(ratios):.2f} times as far off as late "
+            f"({min(ratios):.2f} … {max(ratios):.2f})"
+            for few, ratios in self.asymmetry().items()
+        ]
+
+    def table(self) -> list[list[str]]:
+        """The variations as text, below the headings."""
+        lines = [["variation", "first → last", "evaluations", "distance"]]
+        return lines + [[each.name, each.ends, str(each.evaluations), each.distance] for each in self.variations]
+
+    def plot(self, axes: Axes) -> None:
+        """Draws distances with their spread."""
+        shown = self.variations[::-1]
+        means, spreads = [each.mean for each in shown], [each.spread for each in shown]
+        axes.barh([each.name for each in shown], means, xerr=spreads, color="tab:gray")
+        axes.set(xlabel="distance")
+
+    def save(self, folder: Path) -> Path:
+        """Writes a CSV named as the ablation, with one row a variation, a page and a picture; returns the page."""
+        seeds = range(len(self.variations[0].distances))
+        rows: list[list[object]] = [["variation", "budget", "evaluations", *(f"distance_{i}" for i in seeds)]]
+        for each in self.variations:
+            rows.append([each.name, " ".join(map(str, each.sampling.budget)), each.evaluations, *each.distances])
+        path, height = folder / f"{self.name}.csv", 1 + 0.3 * len(self.variations)
+        write(path, f"Ablation: {self.name}", rows, self.table(), self.notes, {self.name: self.plot}, height)
+        return path.with_suffix(".html")
+
+
+def ablate(
+    meter: Meter,
+    name: str,
+    count: int,
+    steps: int = 50,
+    menu: Sequence[int] = MENU,
+    seeds: int = 3,
+    progress: Progress = silent,
+) -> Ablation:
+    """Draws and measures all variations of an ablation.
 
     Args:
         meter: draws and measures, within its `lead`.
         name: of `ABLATIONS`.
-        count: samples of each setting and seed.
+        count: samples of each variation and seed.
         steps: that are many.
         menu: numbers of steps that are few.
         seeds: how many seeds of the noise, the module's and those that follow it.
@@ -166,44 +224,11 @@ def measure_ablation(
         raise ValueError(f"no ablation {name!r}: there are {', '.join(ABLATIONS)}")
     if not menu or not 1 <= min(menu) <= max(menu) < steps:
         raise ValueError(f"the menu must have step counts from 1 to below {steps}, got {list(menu)}")
-    settings, costs = ABLATIONS[name](module, steps, menu), Costs(module, analytic_cost)
-    cases: list[Case] = []
-    for label, setting in settings.items():
-        distances = []
+    asked, measured = ABLATIONS[name](module, steps, menu), list[Variation]()
+    for label, sampling in asked.items():
+        distances = list[float]()
         for seed in range(module.seed, module.seed + seeds):
-            distances.append(meter.measure(setting, count, seed))
-            if progress:
-                progress(len(cases) * seeds + len(distances), len(settings) * seeds)
-        cases.append(Case(label, setting, tuple(distances), round(costs(setting))))
-    return cases
-
-
-def asymmetry(cases: Sequence[Case]) -> dict[int, list[float]]:
-    """How many times as far off early cuts are as late ones: of `early_late`, for each number of steps, by seeds."""
-    return {
-        early.setting.budget[0]: [a / b for a, b in zip(early.distances, late.distances, strict=True)]
-        for early, late in zip(cases[1::2], cases[2::2], strict=True)
-    }
-
-
-def table(cases: Sequence[Case]) -> list[list[str]]:
-    """The cases as text, below the headings."""
-    lines = [["setting", "first → last", "evaluations", "distance"]]
-    return lines + [[case.name, case.ends, str(case.evaluations), case.distance] for case in cases]
-
-
-def save(path: Path, cases: Sequence[Case]) -> None:
-    """Writes a CSV with one row a case."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", "budget", "evaluations", *(f"distance_{i}" for i in range(len(cases[0].distances)))])
-    for case in cases:
-        writer.writerow([case.name, " ".join(map(str, case.setting.budget)), case.evaluations, *case.distances])
-    write_atomically(path, text.getvalue().encode())
-
-
-def plot(cases: Sequence[Case], axes: Axes) -> None:
-    """Draws distances with their spread."""
-    names = [case.name for case in cases][::-1]
-    axes.barh(names, [case.mean for case in cases][::-1], xerr=[case.spread for case in cases][::-1], color="tab:gray")
-    axes.set(xlabel="distance")
+            distances.append(meter.measure(sampling, count, seed))
+            progress(len(measured) * seeds + len(distances), len(asked) * seeds)
+        measured.append(Variation(label, sampling, tuple(distances), sampling.evaluations(module.model.process)))
+    return Ablation(name, tuple(measured))

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor
 
-from disa_framework.generation import generate
-from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Condition, Delegating, Proposal
-from disa_framework.models.lazy import Lazy, caching
+from disa_framework.models.base import ARDiffusionModel, Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
-from disa_framework.noise import NoiseSource
-from disa_framework.schedules import Constant
+from disa_framework.runtime.feature_cache import FeatureCache
+from disa_framework.sampling.condition import Condition
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import generate
+from disa_framework.sampling.noise import NoiseSource
 
 
 def cache_errors(
-    module: ARDiffusionModule, condition: Condition | None, count: int, caches: Sequence[Lazy], steps: int = 50
+    module: ARDiffusionModule, condition: Condition | None, count: int, caches: Sequence[FeatureCache]
 ) -> list[list[float]]:
     """For each cache and stage, how far `z` is from what it is without a cache, given the same tokens.
 
     It is the root of the mean square of the difference over that of `z`, on the way that is drawn without a cache.
 
     Args:
-        module: model, solver, guidance, number of stages and seed.
-        condition: of the samples, labels or prompts; `None` draws `count` unconditional ones.
+        module: model, sampling config and seed.
+        condition: of the samples; `None` draws `count` unconditional ones.
+        count: of samples.
         caches: to be compared.
-        steps: at every stage.
 
     Raises:
         ValueError: if the model caches nothing, or the request does not fit it.
     """
+    for cache in caches:
+        module.model.settle(replace(module.sampling, cache=cache))
     shadowed = _Shadowed(module.model, caches)
-    generate(
-        shadowed, condition, schedule=Constant(steps), solver=module.solver, num_stages=module.num_stages,
-        guidance=module.guidance, seed=module.seed, batch_size=count,
-    )  # fmt: skip
+    generate(shadowed, condition, replace(module.sampling, cache=None), seed=module.seed, batch_size=count)
     return [[error.item() for error in errors] for errors in shadowed.errors]
 
 
@@ -46,33 +46,26 @@ class _Shadowed(Delegating):
     Its state is that of the model without a cache, and those with each of them.
     """
 
-    def __init__(self, model: ARDiffusionModel, caches: Sequence[Lazy]) -> None:
+    def __init__(self, model: ARDiffusionModel, caches: Sequence[FeatureCache]) -> None:
         super().__init__(model)
         self.caches = (None, *caches)
         self.errors: list[list[Tensor]] = [[] for _ in caches]
 
-    def begin(
-        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> Any:
-        return [self._begin(cache, condition, num_stages, guidance, noise, batch_size) for cache in self.caches]
+    def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> list[Any]:
+        return [self.watched.begin(condition, replace(sampling, cache=cache), noise) for cache in self.caches]
 
-    def propose(self, state: Any, stage: int) -> Proposal:
-        proposals = [self._propose(state, cache, stage) for state, cache in zip(state, self.caches, strict=True)]
+    def propose(self, state: list[Any], stage: int) -> Proposal:
+        proposals = [self.watched.propose(one, stage) for one in state]
         exact, *others = (cast(Tensor, proposal.z) for proposal in proposals)
         for errors, z in zip(self.errors, others, strict=True):
             errors.append(((z - exact).square().mean() / exact.square().mean()).sqrt())
-        return Proposal(proposals[0].shape, proposals[0].denoise, proposals)
+        return replace(proposals[0], places=proposals)
 
-    def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
-        return [self.watched.accept(s, p, tokens) for s, p in zip(state, proposal.places, strict=True)]
+    def accept(self, state: list[Any], proposal: Proposal, tokens: Tensor) -> list[Any]:
+        return [self.watched.accept(*both, tokens) for both in zip(state, proposal.places, strict=True)]
 
-    def finish(self, state: Any) -> Tensor:
-        return self.watched.finish(state[0])
+    def finished(self, state: list[Any]) -> Tensor:
+        return super().finished(state[0])
 
-    def _begin(self, cache: Lazy | None, *request: Any) -> Any:
-        with caching(self.watched, cache):
-            return self.watched.begin(*request)
-
-    def _propose(self, state: Any, cache: Lazy | None, stage: int) -> Proposal:
-        with caching(self.watched, cache):
-            return self.watched.propose(state, stage)
+    def finish(self, state: list[Any]) -> Tensor:
+        return super().finish(state[0])

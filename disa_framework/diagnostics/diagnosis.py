@@ -1,15 +1,13 @@
 """Why a schedule works, stage by stage: what the paper gives as evidence (arXiv 2505.20297), errors, and time.
 
-Letters: `S` samples, `K` stages, `M` entries of the menu of step counts.
+Letters: `S` samples, `K` stages.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +16,16 @@ from torch import Tensor
 from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy
 from disa_framework.diagnostics.predictability import predictability
-from disa_framework.diagnostics.runs import MENU, Progress, Stage, watch
-from disa_framework.files import write_atomically
-from disa_framework.models import MixtureAR
-from disa_framework.models.base import Condition
-from disa_framework.models.lazy import REFRESHES, Lazy
+from disa_framework.diagnostics.report import write
+from disa_framework.diagnostics.runs import Probe, Stage, watch
+from disa_framework.measure.cost import measure_cost
 from disa_framework.module import ARDiffusionModule
-from disa_framework.search.calibration import measure_profile
-from disa_framework.search.cost import measure_cost
+from disa_framework.progress import Progress, silent
+from disa_framework.runtime.feature_cache import REFRESHES, Lazy
+from disa_framework.sampling.condition import Condition, size, take
+from disa_framework.schedules import Constant
+from disa_framework.search.calibration import Calibration, measure_profile
+from disa_framework.toy.mixture import MixtureAR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,32 +53,34 @@ class Diagnosis:
         """Rank correlation with the stage: 1 where a column rises all the way, -1 where it falls."""
         return rank_correlation(self.columns[column])
 
+    @property
+    def rows(self) -> list[tuple[float, ...]]:
+        """The stage, and what each column has there."""
+        return [(stage, *row) for stage, row in enumerate(zip(*self.columns.values(), strict=True))]
+
     def table(self) -> list[list[str]]:
         """One line a stage, below the headings; the last line has the trends."""
-        columns = self.columns
-        rows = zip(*columns.values(), strict=True)
-        lines = [[str(stage), *(f"{value:.4g}" for value in row)] for stage, row in enumerate(rows)]
-        return [["stage", *columns], *lines, ["trend", *(f"{self.trend(name):.2f}" for name in columns)]]
+        lines = [[f"{value:.4g}" for value in row] for row in self.rows]
+        return [["stage", *self.columns], *lines, ["trend", *(f"{self.trend(name):.2f}" for name in self.columns)]]
 
-    def save(self, path: Path) -> None:
-        """Writes a CSV with one row a stage."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["stage", *self.columns])
-        for stage, row in enumerate(zip(*self.columns.values(), strict=True)):
-            writer.writerow([stage, *row])
-        write_atomically(path, text.getvalue().encode())
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the table."""
+        return ["trend is the rank correlation with the stage"]
 
-    def plot(self, part: str, ax: Axes | None = None) -> Axes:
-        """Draws a part's columns over the stages, and returns the axes."""
-        import matplotlib.pyplot as plt
-
-        axes = plt.subplots()[1] if ax is None else ax
+    def plot(self, part: str, axes: Axes) -> None:
+        """Draws a part's columns over the stages."""
         for name, values in self.parts[part].items():
             axes.plot(range(len(values)), values, ".-", label=name)
         axes.set(xlabel="stage", ylabel=part, yscale="log" if part in ("error", "time", "caching") else "linear")
         axes.legend(fontsize="small")
-        return axes
+
+    def save(self, folder: Path) -> Path:
+        """Writes `stages.csv`, with one row a stage, the page `stages.html`, and its pictures; returns the page."""
+        path, pictures = folder / "stages.csv", {part: partial(self.plot, part) for part in self.parts}
+        numbers = [["stage", *self.columns], *self.rows]
+        write(path, "What each stage shows", numbers, self.table(), self.notes, pictures)
+        return path.with_suffix(".html")
 
 
 def rank_correlation(values: Sequence[float]) -> float:
@@ -97,24 +99,22 @@ class _Subject:
 
     module: ARDiffusionModule
     condition: Condition | None
-    count: int
-    batch_size: int
-    steps: int
-    repeats: int
-    menu: Sequence[int]
-    stride: int
-    progress: Progress | None
+    probe: Probe
+    progress: Progress
+
+    @property
+    def count(self) -> int:
+        return self.probe.count if self.condition is None else size(self.condition)
 
     @cached_property
     def stages(self) -> list[Stage]:
-        return watch(
-            self.module, self.condition, self.count, steps=self.steps, repeats=self.repeats,
-            batch_size=self.batch_size, progress=self.progress,
-        )  # fmt: skip
+        return watch(self.module, self.condition, self.probe, self.progress)
 
     @property
-    def one_batch(self) -> Condition | None:
-        return None if self.condition is None else self.condition[: self.batch_size]
+    def batch(self) -> tuple[Condition | None, int]:
+        """The condition of the first samples, and how many they are."""
+        count = min(self.probe.batch_size, self.count)
+        return None if self.condition is None else take(self.condition, range(count)), count
 
 
 def _predictability(subject: _Subject) -> Columns:
@@ -130,12 +130,13 @@ def _variance(subject: _Subject) -> Columns:
 
 
 def _entropy(subject: _Subject) -> Columns:
-    model, stages = subject.module.model, subject.module.num_stages
-    if isinstance(model, MixtureAR):
+    module = subject.module
+    if isinstance(module.model, MixtureAR):
         labels = subject.condition if isinstance(subject.condition, Tensor) else None
-        return {"entropy": conditional_entropy(model, stages, labels, subject.count, subject.module.seed)}
+        stages = module.sampling.stages
+        return {"entropy": conditional_entropy(module.model, stages, labels, subject.count, module.seed)}
     spreads = [s.variance for s in subject.stages if s.variance is not None]
-    return {"entropy": [gaussian_entropy(spread, subject.repeats) for spread in spreads]}
+    return {"entropy": [gaussian_entropy(spread, subject.probe.repeats) for spread in spreads]}
 
 
 def _straightness(subject: _Subject) -> Columns:
@@ -143,20 +144,18 @@ def _straightness(subject: _Subject) -> Columns:
 
 
 def _error(subject: _Subject) -> Columns:
-    module = subject.module
+    module, (condition, count), menu = subject.module, subject.batch, subject.probe.menu
     profile = measure_profile(
-        module.model, subject.one_batch, solver=module.solver, guidance=module.guidance, num_stages=module.num_stages,
-        menu=subject.menu, batch_size=min(subject.batch_size, subject.count), stride=subject.stride, seed=module.seed,
-        progress=subject.progress,
+        module.model, condition, module.sampling, Calibration(menu, stride=subject.probe.stride), batch_size=count,
+        seed=module.seed, progress=subject.progress,
     )  # fmt: skip
-    by_steps = zip(subject.menu, zip(*profile.errors, strict=True), strict=True)
-    return {f"error_{steps}": errors for steps, errors in by_steps}
+    return {f"error_{steps}": errors for steps, errors in zip(menu, zip(*profile.errors, strict=True), strict=True)}
 
 
 def _time(subject: _Subject) -> Columns:
-    module, process = subject.module, subject.module.model.process
-    costs = measure_cost(module, subject.one_batch, min(subject.batch_size, subject.count))
-    evaluations = module.solver.evaluations(process, subject.steps)
+    module = subject.module
+    costs = measure_cost(module, *subject.batch)
+    evaluations = module.sampling.solver.evaluations(module.model.process, subject.probe.steps)
     return {
         "backbone_ms": [1000 * seconds for seconds in costs.backbone],
         "head_ms": [1000 * evaluations * seconds for seconds in costs.head],
@@ -164,12 +163,11 @@ def _time(subject: _Subject) -> Columns:
 
 
 def _caching(subject: _Subject) -> Columns:
-    # From the first stage on, which tells how long everything has to be computed.
-    model, caches = subject.module.model, [Lazy(refresh, start=1) for refresh in REFRESHES]
-    if not hasattr(model, "cache"):
+    if not subject.module.model.caches_features:
         return {}
-    size = min(subject.batch_size, subject.count)
-    errors = cache_errors(subject.module, subject.one_batch, size, caches, subject.steps)
+    # From the first stage on, which tells how long everything has to be computed.
+    caches = [Lazy(refresh, start=1) for refresh in REFRESHES]
+    errors = cache_errors(subject.module, *subject.batch, caches)
     return {f"cache_error_{cache.refresh}": found for cache, found in zip(caches, errors, strict=True)}
 
 
@@ -187,21 +185,15 @@ PARTS: dict[str, Callable[[_Subject], Columns]] = {
 def diagnose(
     module: ARDiffusionModule,
     condition: Condition | None = None,
-    *,
     parts: Sequence[str] = tuple(PARTS),
-    count: int = 1000,
-    batch_size: int = 250,
-    steps: int = 50,
-    repeats: int = 8,
-    menu: Sequence[int] = MENU,
-    stride: int = 1,
-    progress: Progress | None = None,
+    probe: Probe = Probe(),
+    progress: Progress = silent,
 ) -> Diagnosis:
-    """Measures each stage. The module's schedule is left aside: stages are compared at the same number of steps.
+    """Measures each stage. The schedule is left aside: stages are compared at the same number of steps.
 
     Args:
-        module: model, solver, guidance, number of stages and seed.
-        condition: of the samples, `S` labels or prompts.
+        module: model, sampling config and seed.
+        condition: of `S` samples.
         parts: what to measure:
             `predictability`: `r2` and `mse` of a small network that predicts clean tokens from `z`, on samples that it
             has not seen; left out for a model without `z`;
@@ -211,15 +203,10 @@ def diagnose(
             `straightness`: cosine between predicted direction and the line from noise to token;
             `error`: `error_T` for each `T` of the menu, how far `T` steps at this stage shift what comes out, see
             `disa_framework.search.calibration`;
-            `time`: milliseconds an image, of the backbone, and of the head at `steps` steps;
+            `time`: milliseconds a sample, of the backbone, and of the head at `steps` steps;
             `caching`: `cache_error_R` for each period `R` of feature caching, how far it puts `z` off given the same
             tokens; left out for a model that caches nothing.
-        count: `S`, where there is no condition.
-        batch_size: samples drawn together; errors and times are those of one batch.
-        steps: at every stage.
-        repeats: draws from one `z`, at least 2 for variance and entropy.
-        menu: step counts of which the error is measured, rising.
-        stride: measures errors every so many stages only, and interpolates between them.
+        probe: how to look.
         progress: is told how much is done of what is being drawn.
 
     Raises:
@@ -227,9 +214,9 @@ def diagnose(
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"no part {unknown[0]!r}: the parts of a diagnosis are {', '.join(PARTS)}")
-    if repeats < 2:
-        raise ValueError(f"a variance needs at least 2 repeats, got {repeats}")
-    size = count if condition is None else len(condition)
-    subject = _Subject(module, condition, size, batch_size, steps, repeats, menu, stride, progress)
+    if probe.repeats < 2 and {"variance", "entropy"} & {*parts}:
+        raise ValueError(f"a variance needs at least 2 repeats, got {probe.repeats}")
+    fixed = module.drawing(replace(module.sampling, schedule=Constant(probe.steps)))
+    subject = _Subject(fixed, condition, probe, progress)
     measured = {part: PARTS[part](subject) for part in parts}
     return Diagnosis({part: columns for part, columns in measured.items() if columns})

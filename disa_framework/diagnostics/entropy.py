@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from disa_framework.models import MixtureAR
+from disa_framework.toy.mixture import MixtureAR
 
 _REACH, _PLACES = 9.0, 512  # standard deviations on either side, and points of the integral
 

@@ -5,24 +5,50 @@ Letters: `S` samples, `K` stages, `n` tokens of a stage, `D` token channels, `Z`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa_framework.generation import Observer, StageRecord, advance, check_request, evaluating, sample_stage
-from disa_framework.models.base import Condition, Proposal
+from disa_framework.models.base import Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
-from disa_framework.noise import NoiseSource, PhiloxNoise
-from disa_framework.solvers import DDIM, LinearFlow, Spaced, Uniform
-from disa_framework.trajectory import Trajectory
+from disa_framework.progress import Progress, silent
+from disa_framework.sampling.condition import Condition, place, size, take
+from disa_framework.sampling.generation import Observer, advance, evaluating, sample_stage
+from disa_framework.sampling.history import StageRecord, Trajectory
+from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
+from disa_framework.solvers import DDIM, RectifiedFlow, Spaced, Uniform
 
 MENU = (2, 3, 5, 10, 20)
 """Numbers of steps that are few."""
 
-Progress = Callable[[int, int], None]
-"""Is told how many of how many are done."""
+
+@dataclass(frozen=True)
+class Probe:
+    """How stages are looked at.
+
+    Args:
+        steps: at every stage, so that stages can be compared.
+        repeats: draws from one `z`, at least 2 for variance and entropy.
+        menu: step counts of which the error is measured, rising.
+        stride: errors are measured every so many stages only, and interpolated between them.
+        count: `S`, where there is no condition.
+        batch_size: samples drawn together; errors and times are those of one batch.
+    """
+
+    steps: int = 50
+    repeats: int = 8
+    menu: tuple[int, ...] = MENU
+    stride: int = 1
+    count: int = 1000
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "menu" and getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
 
 
 @dataclass(frozen=True)
@@ -45,71 +71,61 @@ class Stage:
 
 @torch.no_grad()
 def watch(
-    module: ARDiffusionModule,
-    condition: Condition | None,
-    count: int,
-    *,
-    steps: int = 50,
-    repeats: int = 1,
-    batch_size: int = 250,
-    progress: Progress | None = None,
+    module: ARDiffusionModule, condition: Condition | None, probe: Probe, progress: Progress = silent
 ) -> list[Stage]:
-    """Draws samples with `steps` steps at every stage, and keeps what each stage shows.
+    """Draws samples, and keeps what each stage shows.
 
     Args:
-        module: model, solver, guidance, number of stages and seed.
-        condition: `S` labels or prompts; `None` draws unconditional samples.
-        count: `S`.
-        steps: the same at all stages, so that they can be compared.
-        repeats: how often each stage is drawn from what it is given. The run goes on with the first.
-        batch_size: samples drawn together.
+        module: model, sampling config, whose schedule is left aside, and seed.
+        condition: of `S` samples; `None` draws unconditional ones.
+        probe: how. A run goes on with the first of the repeats.
         progress: is told after every batch.
 
     Raises:
         ValueError: if the request does not fit the model.
     """
-    check_request(module.model, module.num_stages, condition)
-    if min(count, steps, repeats, batch_size) < 1:
-        raise ValueError(
-            f"samples, steps, repeats and batch_size must be at least 1, got {count}, {steps}, {repeats}, {batch_size}"
-        )
-    batches = []
+    if condition is not None:
+        module.model.check_condition(condition)
+    count, batches = probe.count if condition is None else size(condition), []
     with evaluating(module.model):
-        for indices in torch.arange(count).split(batch_size):
-            asked = None if condition is None else condition[indices[0] : indices[-1] + 1]
-            batches.append(_watch_batch(module, asked, indices, steps, repeats))
-            if progress:
-                progress(min(count, len(batches) * batch_size), count)
+        for start in range(0, count, probe.batch_size):
+            places = range(start, min(start + probe.batch_size, count))
+            asked = None if condition is None else take(condition, places)
+            batches.append(_watch_batch(module, asked, torch.tensor(places), probe))
+            progress(places.stop, count)
     return [_joined(parts) for parts in zip(*batches, strict=True)]
 
 
-def _watch_batch(
-    module: ARDiffusionModule, condition: Condition | None, indices: Tensor, steps: int, repeats: int
-) -> list[Stage]:
-    model, stages = module.model, module.num_stages
-    own, *others = (PhiloxNoise(module.seed + r, indices, model.device) for r in range(repeats))
+def _watch_batch(module: ARDiffusionModule, condition: Condition | None, indices: Tensor, probe: Probe) -> list[Stage]:
+    model, sampling = _Endless(module.model), module.sampling
+    own, *others = (PhiloxNoise(module.seed + r, indices, model.device) for r in range(probe.repeats))
     watcher = _Watcher(module, own, others)
-    asked = condition.to(model.device) if isinstance(condition, Tensor) else condition
-    state = model.begin(asked, stages, module.guidance, own, len(indices))
-    advance(model, state, range(stages), lambda *_: steps, module.solver, own, [watcher])
+    state = model.begin(place(condition, model.device), sampling, own)
+    advance(model, state, range(sampling.stages), lambda *_: probe.steps, sampling.solver, own, [watcher])
     return watcher.stages
+
+
+class _Endless(Delegating):
+    """A model whose samples go on after their end, so that all stages show as many."""
+
+    def finished(self, state: Any) -> Tensor:
+        return torch.zeros(1, dtype=torch.bool)
 
 
 class _Watcher(Observer):
     """Draws each stage with other noise and on the deterministic way, before the run itself does."""
 
     def __init__(self, module: ARDiffusionModule, own: NoiseSource, others: Sequence[NoiseSource]) -> None:
-        self.module, self.own, self.others = module, own, others
-        flow = isinstance(module.model.process, LinearFlow)
+        self.model, self.solver, self.own, self.others = module.model, module.sampling.solver, own, others
+        flow = isinstance(self.model.process, RectifiedFlow)
         self.deterministic = DDIM(grid=Uniform() if flow else Spaced(clip=950))
         self.stages: list[Stage] = []
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
-        model, solver = self.module.model, self.module.solver
         self.z = proposal.z
-        self.again = [sample_stage(model, proposal, stage, steps, solver, noise) for noise in self.others]
-        trajectory = Trajectory(model.process)
-        end = sample_stage(model, proposal, stage, steps, self.deterministic, self.own, trajectory)
+        self.again = [sample_stage(self.model, proposal, stage, steps, self.solver, noise) for noise in self.others]
+        trajectory = Trajectory(self.model.process)
+        end = sample_stage(self.model, proposal, stage, steps, self.deterministic, self.own, trajectory)
         self.straightness = float(trajectory.signals(end).straightness)
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Measuring a set of images against a reference, on one process or several.
+"""Measuring a set of images against a reference, on one process or several: what disa-evaluate does.
 
 The figures are those that are published: images as bytes, features of a network that says how it resizes, the
 reference as statistics or as images.
@@ -6,24 +6,21 @@ reference as statistics or as images.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from lightning import LightningModule, Trainer
-from torch import Tensor
-
-from disa_framework.callbacks.evaluation import Evaluation
-from disa_framework.metrics.feature_set import Features, FeatureSet
+from disa_framework.data.image_files import ImageFiles, archive_keys, holds_images
+from disa_framework.data.reading import Reading
+from disa_framework.files import check_writable
+from disa_framework.metrics.collecting import read_features
+from disa_framework.metrics.feature_set import Features
 from disa_framework.metrics.features import FeatureExtractor
-from disa_framework.metrics.fid import frechet_distance, load_statistics, score_of_logits
-from disa_framework.metrics.image_files import ImageData, ImageFiles, Images, archive_keys, holds_images
+from disa_framework.metrics.fid import check_width, frechet_distance, load_statistics, save_statistics
 from disa_framework.metrics.inception import InceptionFeatures
+from disa_framework.metrics.inception_score import inception_score
 from disa_framework.metrics.precision_recall import precision_recall
-
-WORKERS = min(4, os.cpu_count() or 1)
+from disa_framework.resuming import digest_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Comparison:
             )
         return self.features or InceptionFeatures(str(self.inception))
 
-    def reference_features(self, extractor: FeatureExtractor, **reading: Any) -> Features:
-        """What is known of the reference, read with the options of `read_features`.
+    def reference_features(self, extractor: FeatureExtractor, reading: Reading = Reading()) -> Features:
+        """What is known of the reference.
 
         Raises:
             FileNotFoundError: no such file or folder.
@@ -70,64 +67,77 @@ class Comparison:
                 "give the reference to compare with: an .npz with mu and sigma, or a folder or an .npz of images"
             )
         path = Path(self.reference)
-        statistics = _statistics(path, extractor)
+        statistics = None if _holds_only_images(path) else load_statistics(path)
+        if statistics:
+            check_width(statistics, extractor, path)
         if statistics and not self.precision_recall:
             return statistics
         if path.is_file() and not holds_images(path):
             raise ValueError(f"{path} holds no images, which precision and recall need: give a folder or such an .npz")
-        images = ImageFiles(path, self.image_size)
-        found = read_features(images, extractor, keep=self.precision_recall, **reading)
+        found = read_features(ImageFiles(path, self.image_size), extractor, reading, self.precision_recall)
         return found._replace(mu=statistics.mu, sigma=statistics.sigma) if statistics else found
 
 
-def read_features(
-    images: ImageFiles,
-    extractor: FeatureExtractor,
-    keep: bool = False,
-    batch_size: int = 64,
-    num_workers: int = WORKERS,
-    trainer: dict[str, Any] | None = None,
-) -> Features:
-    """The features of images on disk, read by Lightning's predict loop on all of its processes.
+def evaluate(
+    samples: str | Path, comparison: Comparison, reading: Reading = Reading(), count: int | None = None
+) -> dict[str, Any] | None:
+    """The figures of images, with what they were made with; `None` on other processes than the first.
 
     Args:
-        images: the set.
-        extractor: the network.
-        keep: whether to keep the features themselves, not only mean and covariance.
-        batch_size: images looked at together.
-        num_workers: loader processes for each device.
-        trainer: options of Lightning's trainer: devices, strategy.
+        samples: a folder, or an `.npz`.
+        comparison: what they are measured against.
+        reading: how they and images of the reference are read.
+        count: how many images there have to be.
 
     Raises:
-        ValueError: fewer than 2 images; a damaged file, or one of another size.
+        FileNotFoundError: no such file or folder.
+        ValueError: images that cannot be measured, or a reference that they cannot be compared with.
     """
-    features = FeatureSet(extractor, len(images), keep)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "inference_mode": True}
-    run = Trainer(**{**(trainer or {}), **quiet, "callbacks": [Evaluation(features)]})
-    run.predict(_Reader(), datamodule=ImageData(images, batch_size, num_workers), return_predictions=False)
-    return collect(features)
+    images, extractor = ImageFiles(samples), comparison.extractor()
+    if count not in (None, len(images)):
+        raise ValueError(f"{samples} holds {len(images)} images, not {count}")
+    network = describe(extractor)
+    reference = comparison.reference_features(extractor, reading)
+    found = read_features(images, extractor, reading, comparison.precision_recall)
+    if not reading.leads:
+        return None
+    return {
+        **figures(found, reference),
+        "images": len(images),
+        "samples": str(samples),
+        "reference": comparison.reference,
+        **network,
+        "pixels": "bytes as they are in the files",
+    }
 
 
-def collect(features: FeatureSet) -> Features:
-    """What all processes have seen.
+def make_reference(images: str | Path, comparison: Comparison, reading: Reading = Reading()) -> int | None:
+    """Writes the statistics of images, a folder or an `.npz`, to the reference of a comparison.
+
+    Returns:
+        The number of images; `None` on other processes than the first.
 
     Raises:
-        ChildProcessError: another process has stopped.
-        ValueError: an image was lost or came twice.
+        FileNotFoundError: no such file or folder.
+        ValueError: images that cannot be measured, or a reference that is no `.npz`.
     """
-    try:
-        return features.compute()
-    except RuntimeError as error:  # so the back ends say that nobody answers
-        if not dist.is_initialized():
-            raise
-        raise ChildProcessError(f"another process has stopped, and says why; this one: {error}") from error
+    if not str(comparison.reference).endswith(".npz"):
+        raise ValueError("say with --reference to which file (.npz) the statistics are to be written")
+    path = Path(str(comparison.reference))
+    check_writable(path)
+    found, extractor = ImageFiles(images, comparison.image_size), comparison.extractor()
+    statistics = read_features(found, extractor, reading)
+    if not reading.leads:
+        return None
+    save_statistics(path, statistics)
+    return len(found)
 
 
 def figures(samples: Features, reference: Features) -> dict[str, float]:
     """The Fréchet distance, and what else can be told: the Inception Score, precision and recall."""
     found = {"fid": frechet_distance(samples, reference)}
     if samples.logits is not None:
-        found["inception_score"], found["inception_score_std"] = score_of_logits(samples.logits)
+        found["inception_score"], found["inception_score_std"] = inception_score(samples.logits)
     if samples.vectors is not None and reference.vectors is not None:
         found["precision"], found["recall"] = precision_recall(reference.vectors, samples.vectors)
     return found
@@ -139,24 +149,10 @@ def describe(extractor: FeatureExtractor) -> dict[str, Any]:
         "features": f"{type(extractor).__module__}.{type(extractor).__qualname__}",
         "num_features": extractor.num_features,
         "resizing": extractor.resizing,
+        "features_sha256": digest_of(extractor),
     }
 
 
-class _Reader(LightningModule):
-    """Draws what lies on disk."""
-
-    def predict_step(self, batch: Images, batch_idx: int) -> Tensor:
-        return batch.pixels
-
-
-def _statistics(path: Path, extractor: FeatureExtractor) -> Features | None:
-    """Those of a file that has any."""
-    if path.is_dir() or (path.is_file() and "mu" not in (keys := archive_keys(path)) and "arr_0" in keys):
-        return None
-    mu, sigma = load_statistics(path)
-    if len(mu) != extractor.num_features:
-        raise ValueError(
-            f"{path} holds statistics of {len(mu)} features, {type(extractor).__name__} gives "
-            f"{extractor.num_features}: use statistics made with the same network"
-        )
-    return Features(mu, sigma)
+def _holds_only_images(path: Path) -> bool:
+    """Whether images are all that there is; of what is no file, `load_statistics` tells."""
+    return path.is_dir() or (path.is_file() and "mu" not in (keys := archive_keys(path)) and "arr_0" in keys)

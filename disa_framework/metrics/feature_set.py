@@ -1,5 +1,6 @@
 """What the features of a set of images come to, over all processes that read or draw them.
 
+The metrics hold a network, so keep them out of module trees: state dicts, weight averages and DDP would copy it.
 Letters: `B` images, `N` images of the whole set, `F` features, `C` classes, `c h w` pixels.
 """
 
@@ -8,12 +9,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from disa_framework.metrics.features import FeatureExtractor
+
+_CHUNK = 1024
 
 
 class Features(NamedTuple):
@@ -32,12 +34,55 @@ class Features(NamedTuple):
     logits: Tensor | None = None
 
 
-class FeatureSet(Metric):
-    """Adds up the features of a set of images, and counts that every image came once, on all processes together.
+class FeatureSums(Metric):
+    """Sums of features and of their products, in float64. Subclass, and call `add` from `update`.
+
+    Args:
+        extractor: the network.
+    """
+
+    number: Tensor
+    total: Tensor
+    products: Tensor
+    broken: Tensor
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__(compute_with_cache=False)
+        F = extractor.num_features
+        self.extractor = extractor
+        self.add_state("number", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(F, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(F, F, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("broken", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def add(self, images: Tensor) -> Tensor:
+        """Adds images uint8 `[B, c, h, w]`, and returns their features `[B, F]`."""
+        features = self.extractor(images)
+        exact = features.double()
+        self.number += len(exact)
+        self.total += exact.sum(dim=0)
+        self.products += exact.T @ exact
+        self.broken += (~exact.isfinite()).any(dim=1).sum()
+        return features
+
+    def statistics(self) -> Features:
+        """Mean and covariance of what has been added.
+
+        Raises:
+            ValueError: fewer than 2 images, or features that are no numbers.
+        """
+        count = int(self.number)
+        _check(count, int(self.broken))
+        mu = self.total / count
+        return Features(mu, (self.products - count * torch.outer(mu, mu)) / (count - 1))
+
+
+class FeatureSet(FeatureSums):
+    """The features of a set of images, every one of which has to come once, on all processes together.
 
     Mean and covariance are kept as sums; logits, which are few, and on request the features are kept in the order
     of the images, so that the result does not depend on which process had which image. A process that has no images
-    must be updated with an empty batch. It holds the network: keep it out of module trees.
+    must be updated with an empty batch.
 
     Args:
         extractor: the network.
@@ -48,34 +93,20 @@ class FeatureSet(Metric):
         ValueError: a count below 2.
     """
 
-    total: Tensor
-    products: Tensor
     indices: list[Tensor]
     vectors: list[Tensor]
     logits: list[Tensor]
 
     def __init__(self, extractor: FeatureExtractor, count: int, keep: bool = False) -> None:
-        super().__init__(compute_with_cache=False)
-        F = extractor.num_features
-        if count < 2:
-            raise ValueError(f"{count} image{'s' * (count != 1)} cannot be measured: a covariance needs at least 2")
-        if count <= F:
-            rank_zero_warn(
-                f"{count} images for {F} features: their covariance is singular, which makes the Fréchet distance too "
-                "large, the more so the fewer they are; compare it only with that of as many images"
-            )
-        self.extractor, self.count, self.keep = extractor, count, keep
-        self.add_state("total", torch.zeros(F, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("products", torch.zeros(F, F, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(extractor)
+        _check(count)
+        self.count, self.keep = count, keep
         for rows in ("indices", "vectors", "logits"):
             self.add_state(rows, [], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, indices: Tensor) -> None:
         """Adds images uint8 `[B, c, h, w]` whose places in the set are `indices [B]`."""
-        features = self.extractor(images)
-        exact = features.double()
-        self.total += exact.sum(dim=0)
-        self.products += exact.T @ exact
+        features = self.add(images)
         self.indices.append(indices)
         if self.keep:
             self.vectors.append(features)
@@ -86,7 +117,7 @@ class FeatureSet(Metric):
         """What all processes have seen.
 
         Raises:
-            ValueError: if an image was lost or came twice.
+            ValueError: if an image was lost or came twice, or has features that are no numbers.
         """
         indices = dim_zero_cat(self.indices)
         times = torch.bincount(indices, minlength=self.count)
@@ -94,9 +125,27 @@ class FeatureSet(Metric):
             lost, again = int((times == 0).sum()), int((times > 1).sum())
             raise ValueError(f"of {self.count} images {lost} were lost and {again} came more than once: start again")
         order = indices.argsort()
-        mu = self.total / self.count
-        sigma = (self.products - self.count * torch.outer(mu, mu)) / (self.count - 1)
-        return Features(mu, sigma, _ordered(self.vectors, order), _ordered(self.logits, order))
+        return self.statistics()._replace(vectors=_ordered(self.vectors, order), logits=_ordered(self.logits, order))
+
+
+@torch.no_grad()
+def features_of(extractor: FeatureExtractor, images: Tensor) -> Features:
+    """All that is known of images uint8 `[N, c, h, w]` at hand, on this process alone.
+
+    Raises:
+        ValueError: fewer than 2 images, or features that are no numbers.
+    """
+    vectors = torch.cat([extractor(part) for part in images.split(_CHUNK)])
+    _check(len(vectors), int((~vectors.isfinite()).any(dim=1).sum()))
+    exact = vectors.double()
+    return Features(exact.mean(dim=0), torch.cov(exact.T), vectors, extractor.logits(vectors))
+
+
+def _check(count: int, broken: int = 0) -> None:
+    if count < 2:
+        raise ValueError(f"{count} image{'s' * (count != 1)} cannot be measured: a covariance needs at least 2")
+    if broken:
+        raise ValueError(f"{broken} of {count} images have NaN or infinite features: check the network's weights")
 
 
 def _ordered(rows: list[Tensor], order: Tensor) -> Tensor | None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa_framework.hub.checkpoint import load_weights
 from disa_framework.metrics.features import FeatureExtractor
-from disa_framework.models.checkpoint import load_weights
 
 _FEATURES = "2048"  # torch-fidelity's name of the last pooling layer
 

@@ -1,27 +1,27 @@
 """The contract of an autoregressive model with a diffusion head.
 
-Letters: `B` batch, `C H W` latents, `N` tokens, `D` token channels, `K` stages, `n` tokens of a stage,
+Letters: `B` batch, `N` tokens, `D` token channels, `K` stages, `n` tokens of a stage,
 `Z` width of the head's conditioning.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from disa_framework.guidance import Guidance
-from disa_framework.models.graphs import Recorded
-from disa_framework.noise import NoiseSource
+from disa_framework.sampling.condition import Condition
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import Process
 from disa_framework.solvers.table import Denoiser
 
-Condition = Tensor | Sequence[str]
-"""What is asked for: class labels `[B]` int64, or `B` prompts. A model takes one of them, and says which."""
+State = TypeVar("State", default=Any)
+"""Whatever a model keeps between stages. It is not written into: a state can be gone on with twice."""
 
 
 @dataclass(frozen=True)
@@ -42,56 +42,60 @@ class Proposal:
     z: Tensor | None = None
 
 
-class ARDiffusionModel(Recorded, ABC):
+class ARDiffusionModel(nn.Module, ABC, Generic[State]):
     """Subclass, set the attributes, and implement the abstract methods; everything else works on it.
 
     Attributes:
         process: how the head was trained to corrupt tokens.
-        latent_shape: `(C, H, W)` of what `finish` returns.
-        num_classes: labels are 0 … num_classes - 1; 0 for a model that takes prompts.
-        min_stages, max_stages: in how many stages an image can be drawn.
+        latent_shape: of what `finish` returns for a sample: `(C, H, W)` of an image, `(length, D)` of a sequence.
+        num_classes: labels are 0 … num_classes - 1; 0 for a model that is asked for something else.
+        min_stages, max_stages: in how many stages a sample can be drawn.
+        caches_features: whether it heeds the `cache` of a sampling config.
     """
 
     process: Process
-    latent_shape: tuple[int, int, int]
-    num_classes: int
+    latent_shape: tuple[int, ...]
+    num_classes: int = 0
     min_stages: int = 1
     max_stages: int
+    caches_features: bool = False
 
     @abstractmethod
-    def begin(
-        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> Any:
-        """The state before the first stage, whatever the model keeps between stages.
+    def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> State:
+        """The state before the first stage.
 
         Args:
-            condition: class labels `[B]` or prompts; `None` for unconditional images.
-            num_stages: `K`, from `min_stages` to `max_stages`.
-            guidance: scale and interval of classifier-free guidance.
-            noise: source of the orders, if the model draws any.
-            batch_size: `B`.
+            condition: what the samples are asked to be, on the model's device; `None` for unconditional ones.
+            sampling: settled, so that it has a number of stages.
+            noise: source of the orders, if the model draws any; it says how many samples there are.
         """
 
     @abstractmethod
-    def propose(self, state: Any, stage: int) -> Proposal:
+    def propose(self, state: State, stage: int) -> Proposal:
         """Runs the backbone: which tokens stage `stage` draws, and their head."""
 
     @abstractmethod
-    def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
+    def accept(self, state: State, proposal: Proposal, tokens: Tensor) -> State:
         """The state with the drawn tokens `[B, n, D]` in place."""
 
-    @abstractmethod
-    def finish(self, state: Any) -> Tensor:
-        """The latents `[B, C, H, W]`."""
+    def finished(self, state: State) -> Tensor:
+        """Which samples have come to their end, bool `[B]`; none by default.
 
-    def loss(
-        self, latents: Tensor, condition: Any, generator: torch.Generator | None = None
-    ) -> Tensor:
+        When all have, no further stage is drawn. What is drawn of a sample after its end must not change its latents.
+        On a GPU the host waits for this once a stage, where a model overrides it.
+        """
+        return torch.zeros(1, dtype=torch.bool)
+
+    @abstractmethod
+    def finish(self, state: State) -> Tensor:
+        """The latents `[B, *latent_shape]`; a sample that ended early is padded with zeros."""
+
+    def loss(self, latents: Tensor, condition: Any, generator: torch.Generator | None = None) -> Tensor:
         """The training loss, a scalar.
 
         Args:
-            latents: `[B, C, H, W]`.
-            condition: class labels `[B]` or prompts.
+            latents: `[B, *latent_shape]`.
+            condition: what they are, as `begin` takes it.
             generator: randomness of the loss; `None` is the global one, as usual in training.
         """
         raise NotImplementedError(f"{type(self).__name__} has no weights to train")
@@ -99,18 +103,40 @@ class ARDiffusionModel(Recorded, ABC):
     def check_condition(self, condition: Condition) -> None:
         """Raises a ValueError that says what would fit, if the model cannot draw this.
 
+        Here for class labels `[B]`; a model that is asked for something else overrides it.
+
         Args:
             condition: labels are looked at, so they are best on the CPU, where nothing has to be waited for.
         """
+        name = type(self).__name__
+        if not self.num_classes:
+            raise ValueError(f"{name} cannot be asked for anything: leave the condition out")
         if not isinstance(condition, Tensor):
-            raise ValueError(f"{type(self).__name__} draws classes: give labels, not prompts")
+            raise ValueError(f"{name} draws classes: give labels, not {type(condition).__name__}")
         if condition.ndim != 1 or condition.is_floating_point():
             raise ValueError(f"labels must be integers [B], got {condition.dtype} {list(condition.shape)}")
         outside = condition[(condition < 0) | (condition >= self.num_classes)]
         if len(outside):
+            raise ValueError(f"labels must lie in 0 … {self.num_classes - 1} for this model, got {outside[0].item()}")
+
+    def settle(self, sampling: SamplingConfig) -> SamplingConfig:
+        """The config as this model draws with it, which has a number of stages.
+
+        Raises:
+            ValueError: that says what would fit, if the model cannot draw with it.
+        """
+        stages = self.max_stages if sampling.num_stages is None else sampling.num_stages
+        low, high = self.min_stages, self.max_stages
+        if not low <= stages <= high:
+            allowed = f"lie in {low} … {high}" if low < high else f"be {high}"
             raise ValueError(
-                f"labels must lie in 0 … {self.num_classes - 1} for this model, got {outside[0].item()}"
+                f"num_stages must {allowed} for this model, got {stages}: every stage draws at least one token"
             )
+        if sampling.cache is not None and not self.caches_features:
+            raise ValueError(f"{type(self).__name__} caches no features, as MAR and Harmon do: leave the cache out")
+        settled = replace(sampling, num_stages=stages)
+        settled.evaluations(self.process)
+        return settled
 
     @property
     def head(self) -> nn.Module | None:
@@ -128,7 +154,7 @@ class ARDiffusionModel(Recorded, ABC):
         return next((p.dtype for p in self.parameters()), torch.float32)
 
 
-class Delegating(ARDiffusionModel):
+class Delegating(ARDiffusionModel[Any]):
     """A model that is another one in everything; override what is to be watched or changed.
 
     Args:
@@ -140,11 +166,10 @@ class Delegating(ARDiffusionModel):
         self.watched = model
         self.process, self.latent_shape, self.num_classes = model.process, model.latent_shape, model.num_classes
         self.min_stages, self.max_stages = model.min_stages, model.max_stages
+        self.caches_features = model.caches_features
 
-    def begin(
-        self, condition: Any, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> Any:
-        return self.watched.begin(condition, num_stages, guidance, noise, batch_size)
+    def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> Any:
+        return self.watched.begin(condition, sampling, noise)
 
     def propose(self, state: Any, stage: int) -> Proposal:
         return self.watched.propose(state, stage)
@@ -152,19 +177,14 @@ class Delegating(ARDiffusionModel):
     def accept(self, state: Any, proposal: Proposal, tokens: Tensor) -> Any:
         return self.watched.accept(state, proposal, tokens)
 
+    def finished(self, state: Any) -> Tensor:
+        return self.watched.finished(state)
+
     def finish(self, state: Any) -> Tensor:
         return self.watched.finish(state)
 
     def check_condition(self, condition: Condition) -> None:
         self.watched.check_condition(condition)
-
-    @property
-    def cache(self) -> Any:
-        return self.watched.cache  # no attribute of a model that has none, as of the model itself
-
-    @cache.setter
-    def cache(self, cache: Any) -> None:
-        self.watched.cache = cache
 
     @property
     def head(self) -> nn.Module | None:

@@ -15,14 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance
-from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
-from disa_framework.models.diffusion_head import DiffusionLoss
-from disa_framework.models.layers import Block, patchify, unpatchify
-from disa_framework.models.linear import Linear
-from disa_framework.noise import NoiseSource
-from disa_framework.solvers.process import Cosine
+from disa_framework.nn.attention import KVCache, Past
+from disa_framework.nn.diffusion_head import DiffusionHead
+from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.nn.transformer import Block
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.guidance import Guidance
+from disa_framework.sampling.noise import NoiseSource
+from disa_framework.solvers.process import VPCosine
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class CausalState:
     drawn: tuple[Tensor, ...] = ()
 
 
-class CausalAR(ARDiffusionModel):
+class CausalAR(ARDiffusionModel[CausalState]):
     """Class-conditional generator that draws an image token by token, row after row.
 
     Args:
@@ -77,7 +78,7 @@ class CausalAR(ARDiffusionModel):
         super().__init__()
         if latent_size % patch_size:
             raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
-        self.process = Cosine(learns_variance=True)
+        self.process = VPCosine(learns_variance=True)
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes = num_classes
         self.min_stages = self.max_stages = (latent_size // patch_size) ** 2
@@ -85,13 +86,13 @@ class CausalAR(ARDiffusionModel):
         self.heads, self.label_dropout, self.diffusion_batch_mul = heads, label_dropout, diffusion_batch_mul
 
         self.class_emb = nn.Embedding(num_classes + 1, width)  # the last one is no class
-        self.token_embed = Linear(self.token_channels, width)
+        self.token_embed = nn.Linear(self.token_channels, width)
         self.positions = nn.Parameter(torch.randn(1, self.max_stages, width) * position_std)
         self.blocks = nn.ModuleList(
             Block(width, heads, attn_dropout=dropout, proj_dropout=dropout, causal=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.diffloss = DiffusionLoss(self.token_channels, width, head_depth, head_width, self.process)
+        self.diffloss = DiffusionHead(self.token_channels, width, head_depth, head_width, self.process)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -123,16 +124,14 @@ class CausalAR(ARDiffusionModel):
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> CausalState:
-        null = torch.full((batch_size,), self.num_classes, device=self.device)
+    def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> CausalState:
+        null = torch.full((noise.batch_size,), self.num_classes, device=self.device)
         labels = null if condition is None else condition
-        if guidance.active:
+        if sampling.guidance.active:
             labels = torch.cat((labels, null))
         _, N, w = self.positions.shape
         cache = partial(KVCache.empty, len(labels), self.heads, N, w // self.heads, self.positions)
-        return CausalState(labels, [cache() for _ in self.blocks], guidance)
+        return CausalState(labels, [cache() for _ in self.blocks], sampling.guidance)
 
     def propose(self, state: CausalState, stage: int) -> Proposal:
         if stage == 0:

@@ -14,24 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance
-from disa_framework.models.adaptive import (
-    AdaptiveBlock,
-    RMSNorm,
-    allocate_caches,
-    block_causal_mask,
-    grid_positions,
-    rotary,
-)
-from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
-from disa_framework.models.flow_head import FlowHead
-from disa_framework.models.guided import GuidedStep
-from disa_framework.models.layers import flow_times, patchify, unpatchify
-from disa_framework.models.linear import Linear
-from disa_framework.noise import NoiseSource
-from disa_framework.solvers.process import LinearFlow, Nodes
-from disa_framework.solvers.table import Denoiser, Step
+from disa_framework.nn.adaln import AdaptiveBlock, RMSNorm, allocate_caches, block_causal_mask
+from disa_framework.nn.attention import KVCache, Past
+from disa_framework.nn.flow_head import FlowHead
+from disa_framework.nn.rotary import grid_positions, rotary
+from disa_framework.nn.time import flow_times
+from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.guidance import Guidance, guided
+from disa_framework.sampling.noise import NoiseSource
+from disa_framework.solvers.process import Nodes, RectifiedFlow
+from disa_framework.solvers.table import Denoiser
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class TrainingDraws:
     noise: list[Tensor]
 
 
-class FlowAR(ARDiffusionModel):
+class FlowAR(ARDiffusionModel[FlowARState]):
     """Class-conditional generator that draws an image scale after scale.
 
     Args:
@@ -118,7 +112,7 @@ class FlowAR(ARDiffusionModel):
         super().__init__()
         if list(scales) != sorted(set(scales)) or scales[0] < 1 or scales[-1] != latent_size:
             raise ValueError(f"scales must grow from at least 1 to latent_size {latent_size}, got {list(scales)}")
-        self.process = LinearFlow()
+        self.process = RectifiedFlow()
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes, self.label_dropout = num_classes, label_dropout
         self.scales = tuple(scales)
@@ -136,12 +130,12 @@ class FlowAR(ARDiffusionModel):
             )
 
         self.class_emb = nn.Embedding(num_classes + 1, width)
-        self.z_proj = Linear(latent_channels, width)
+        self.z_proj = nn.Linear(latent_channels, width)
         self.z_proj_ln = RMSNorm(width)
         self.encoder_pos_embed_learned = positions()
         self.encoder_blocks = blocks(encoder_depth, encoder_heads)
         self.encoder_norm = RMSNorm(width)
-        self.decoder_embed = Linear(width, width)
+        self.decoder_embed = nn.Linear(width, width)
         self.decoder_pos_embed_learned = positions()
         self.decoder_blocks = blocks(decoder_depth, decoder_heads)
         self.decoder_norm = RMSNorm(width)
@@ -230,16 +224,14 @@ class FlowAR(ARDiffusionModel):
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> FlowARState:
-        null = self.class_emb.weight[-1].expand(batch_size, -1)
+    def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> FlowARState:
+        null = self.class_emb.weight[-1].expand(noise.batch_size, -1)
         embedding = null if condition is None else self.class_emb(condition)
-        if guidance.active:
+        if sampling.guidance.active:
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
         caches = allocate_caches(blocks, len(embedding), self.ends[-1], embedding)
-        return FlowARState(embedding[:, None], caches, self._tables_of_stages(), guidance)
+        return FlowARState(embedding[:, None], caches, self._tables_of_stages(), sampling.guidance)
 
     def propose(self, state: FlowARState, stage: int) -> Proposal:
         place, x = self.stage_tokens(stage), state.class_embedding
@@ -260,14 +252,12 @@ class FlowAR(ARDiffusionModel):
 
     def _denoiser(self, z: Tensor, table: Tensor, scale: float, guidance: Guidance) -> Denoiser:
         """The head for conditioning `z [G B, n, w]`, guided within the interval."""
-        net = self.flownet
+        net, conditioning = self.flownet, self.flownet.condition(z, table)
 
-        def denoiser(nodes: Nodes) -> Step:
-            evaluate = self.evaluator(conditioning=net.condition(z, table))
-            times = zip(*net.embed_times(flow_times(nodes.on(z.device), z.device)), strict=True)
-            return GuidedStep(net, evaluate, zip(times), guidance.acts_among(nodes.times, scale), scale)
+        def embed(nodes: Nodes) -> list[tuple[Tensor, ...]]:
+            return list(zip(*net.embed_times(flow_times(nodes.on(z.device), z.device)), strict=True))
 
-        return denoiser
+        return guided(lambda x, times: net(x, times, conditioning), embed, self.process, guidance, scale)
 
     # --- training ---------------------------------------------------------------------------------------
 

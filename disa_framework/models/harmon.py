@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from disa_framework.devices import bring
-from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
-from disa_framework.models.buffers import unrounded
-from disa_framework.models.layers import gather_tokens, patchify, unpatchify
-from disa_framework.models.lazy import Backbone, Lazy
-from disa_framework.models.linear import Linear
+from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
-from disa_framework.noise import NoiseSource
+from disa_framework.nn.precise import unrounded
+from disa_framework.nn.tokens import gather_tokens, patchify, unpatchify
+from disa_framework.runtime.devices import bring
+from disa_framework.runtime.feature_cache import Backbone
+from disa_framework.sampling.condition import Condition
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.noise import NoiseSource
 
 ImageSize = int | tuple[int, int]
 """Height and width in pixels; one number is both."""
@@ -108,7 +108,7 @@ class Context:
     conditional: Any = None
 
 
-class Harmon(ARDiffusionModel):
+class Harmon(ARDiffusionModel[MARState]):
     """Draws images from prompts, of any size whose sides are multiples of 16 pixels.
 
     Args:
@@ -125,7 +125,7 @@ class Harmon(ARDiffusionModel):
         OSError: there is no such language model.
     """
 
-    cache: Lazy | None = None
+    caches_features = True
 
     def __init__(
         self,
@@ -146,10 +146,11 @@ class Harmon(ARDiffusionModel):
         self.num_tokens = self.max_stages = math.prod(self.grid)
         self.tokenizer_source = tokenizer or (llm if isinstance(llm, str) else None)
         self.mar = mar
+        self._attn_implementation = attn_implementation
         self.llm = language_model(llm, attn_implementation)
         width, hidden = mar.z_proj.out_features, self.llm.config.hidden_size
-        self.proj_in = nn.Sequential(Linear(width, hidden), nn.SiLU(), Linear(hidden, hidden))
-        self.proj_out = nn.Sequential(Linear(hidden, hidden), nn.SiLU(), Linear(hidden, width))
+        self.proj_in = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.proj_out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
         mar.class_emb.requires_grad_(False)
         if freeze_llm:
             self.llm.requires_grad_(False)
@@ -221,7 +222,7 @@ class Harmon(ARDiffusionModel):
         rows, L, T = len(x), x.shape[1], context.mask.shape[-1] - context.mask.shape[-2]
         cache = context.cache if rows == len(context.places) else context.conditional
         mask = context.mask[:rows, :, :L, : T + L]
-        if self.llm.config._attn_implementation == "flash_attention_2":
+        if self._attn_implementation == "flash_attention_2":
             mask = mask[:, 0, -1] == 0  # it is causal by itself, and asks which keys are no padding
         out = self.llm.base_model(
             inputs_embeds=x,
@@ -282,31 +283,27 @@ class Harmon(ARDiffusionModel):
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def begin(
-        self,
-        condition: Sequence[str] | None,
-        num_stages: int,
-        guidance: Guidance,
-        noise: NoiseSource,
-        batch_size: int,
-    ) -> MARState:
+    def begin(self, condition: Sequence[str] | None, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
+        batch_size, guided = noise.batch_size, sampling.guidance.active
         null = [None] * batch_size
-        prompts = [*(null if condition is None else condition), *(null if guidance.active else ())]
+        prompts = [*(null if condition is None else condition), *(null if guided else ())]
         blank = self.mar.fake_latent.new_zeros(batch_size, self.num_tokens, self.mar.token_channels)
         context = self.read(*self.pad(prompts))
-        if self.cache is not None and guidance.active:
+        if sampling.cache is not None and guided:
             context = replace(context, conditional=_first_rows(context.cache, batch_size))
-        return MARState.begin(blank, num_stages, context, guidance, noise)
+        return MARState.begin(blank, context, sampling, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
-        if self.cache is None:
+        cache = state.sampling.cache
+        if cache is None:
             z = self.backbone(state.tokens, state.context, visible, drawn)
             return self.mar.proposal(state, stage, drawn, z)
         buffer = self.mar.fake_latent.expand(len(drawn), -1)
         between = partial(self.instruct_unsorted, context=state.context, visible=visible)
-        backbone = Backbone(self.mar, state.context.positions, state, visible, drawn, buffer, between)
-        z, memory = backbone.conditioning(self.cache, stage)
+        G = len(state.context.places) // len(drawn)
+        backbone = Backbone(self.mar, state.context.positions, state.tokens, visible, drawn, G, buffer, between)
+        z, memory = backbone.conditioning(cache, stage, state.memory)
         return self.mar.proposal(state, stage, drawn, z, memory)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:

@@ -13,14 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance
 from disa_framework.models.base import ARDiffusionModel, Proposal
-from disa_framework.models.diffusion_head import DiffusionLoss
-from disa_framework.models.layers import Block, gather_heads, gather_tokens, patchify, unpatchify
-from disa_framework.models.lazy import Backbone, Lazy, Memory
-from disa_framework.models.linear import Linear
-from disa_framework.noise import NoiseSource
-from disa_framework.solvers.process import Cosine
+from disa_framework.nn.diffusion_head import DiffusionHead
+from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
+from disa_framework.nn.transformer import Block
+from disa_framework.runtime.feature_cache import Backbone, Memory
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.noise import NoiseSource
+from disa_framework.solvers.process import VPCosine
 
 
 def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class MARState:
         counts: tokens still masked after each stage.
         context: what the backbone is given beside tokens; of MAR, the class embedding `[G B, w]`, conditional
             rows first.
-        guidance: of the run.
+        sampling: of the run.
         memory: features of the stage before, where they are cached.
     """
 
@@ -52,16 +52,14 @@ class MARState:
     order: Tensor
     counts: tuple[int, ...]
     context: Any
-    guidance: Guidance
+    sampling: SamplingConfig
     memory: Memory | None = None
 
     @classmethod
-    def begin(
-        cls, tokens: Tensor, num_stages: int, context: Any, guidance: Guidance, noise: NoiseSource
-    ) -> MARState:
+    def begin(cls, tokens: Tensor, context: Any, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
         """The state before the first of `K` stages."""
         N = tokens.shape[1]
-        return cls(tokens, noise.permutation(N), masked_counts(N, num_stages), context, guidance)
+        return cls(tokens, noise.permutation(N), masked_counts(N, sampling.stages), context, sampling)
 
     def places(self, stage: int) -> tuple[Tensor, Tensor]:
         """Of the tokens that a stage sees `[B, N - m]`, the first drawn in front, and of those that it draws `[B, n]`,
@@ -73,7 +71,7 @@ class MARState:
         """Of guidance at a stage."""
         # The published code clamps the count to 1 before it sets the scale, also at the last stage.
         N = self.order.shape[1]
-        return self.guidance.at((N - max(self.counts[stage], 1)) / N)
+        return self.sampling.guidance.at((N - max(self.counts[stage], 1)) / N)
 
     def accept(self, proposal: Proposal, tokens: Tensor) -> MARState:
         """The state with the tokens `[B, n, D]` in their places, and what the stage leaves to remember."""
@@ -119,7 +117,7 @@ class Positions:
     head: Tensor
 
 
-class MAR(ARDiffusionModel):
+class MAR(ARDiffusionModel[MARState]):
     """Class-conditional masked autoregressive generator.
 
     Args:
@@ -141,7 +139,7 @@ class MAR(ARDiffusionModel):
         position_std: standard deviation of the initial position tables.
     """
 
-    cache: Lazy | None = None
+    caches_features = True
 
     def __init__(
         self,
@@ -179,7 +177,7 @@ class MAR(ARDiffusionModel):
         if buffer_size < 1:
             raise ValueError(f"buffer_size must be at least 1, got {buffer_size}: its slots carry the class")
         side, channels = latent_size // patch_size, latent_channels * patch_size**2
-        self.process = Cosine(learns_variance=True)
+        self.process = VPCosine(learns_variance=True)
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes = num_classes
         self.num_tokens = self.max_stages = side**2
@@ -198,18 +196,18 @@ class MAR(ARDiffusionModel):
         length = buffer_size + self.num_tokens
         self.class_emb = nn.Embedding(num_classes, encoder_width)
         self.fake_latent = nn.Parameter(torch.randn(1, encoder_width) * 0.02)
-        self.z_proj = Linear(channels, encoder_width)
+        self.z_proj = nn.Linear(channels, encoder_width)
         self.z_proj_ln = nn.LayerNorm(encoder_width, eps=1e-6)
         self.encoder_pos_embed_learned = positions(length, encoder_width)
         self.encoder_blocks = blocks(encoder_depth, encoder_width, encoder_heads)
         self.encoder_norm = nn.LayerNorm(encoder_width, eps=norm_eps)
-        self.decoder_embed = Linear(encoder_width, decoder_width)
+        self.decoder_embed = nn.Linear(encoder_width, decoder_width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_width) * 0.02)
         self.decoder_pos_embed_learned = positions(length, decoder_width)
         self.decoder_blocks = blocks(decoder_depth, decoder_width, decoder_heads)
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=norm_eps)
         self.diffusion_pos_embed_learned = positions(self.num_tokens, decoder_width)
-        self.diffloss = DiffusionLoss(channels, decoder_width, head_depth, head_width, self.process)
+        self.diffloss = DiffusionHead(channels, decoder_width, head_depth, head_width, self.process)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -290,31 +288,27 @@ class MAR(ARDiffusionModel):
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> MARState:
-        null = self.fake_latent.expand(batch_size, -1)
+    def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
+        null = self.fake_latent.expand(noise.batch_size, -1)
         label_embedding = null if condition is None else self.class_emb(condition)
-        if guidance.active:
+        if sampling.guidance.active:
             label_embedding = torch.cat((label_embedding, null))
-        blank = null.new_zeros(batch_size, self.num_tokens, self.token_channels)
-        return MARState.begin(blank, num_stages, label_embedding, guidance, noise)
+        blank = null.new_zeros(noise.batch_size, self.num_tokens, self.token_channels)
+        return MARState.begin(blank, label_embedding, sampling, noise)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
-        if self.cache is not None:
-            backbone = Backbone(self, self.positions, state, visible, drawn, state.context)
-            z, memory = backbone.conditioning(self.cache, stage)
+        cache, G = state.sampling.cache, len(state.context) // len(state.tokens)
+        if cache is not None:
+            backbone = Backbone(self, self.positions, state.tokens, visible, drawn, G, state.context)
+            z, memory = backbone.conditioning(cache, stage, state.memory)
             return self.proposal(state, stage, drawn, z, memory)
-        G = len(state.context) // len(state.tokens)
         rows = state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1)
-        return self.proposal(state, stage, drawn, self.evaluator()(self.backbone, *rows))
+        return self.proposal(state, stage, drawn, self.backbone(*rows))
 
-    def proposal(
-        self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None
-    ) -> Proposal:
+    def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None) -> Proposal:
         """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
-        denoise = self.diffloss.denoiser(z, state.scale(stage), state.guidance)
+        denoise = self.diffloss.denoiser(z, state.scale(stage), state.sampling.guidance)
         return Proposal((z.shape[1], self.token_channels), denoise, (drawn, memory), z)
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:

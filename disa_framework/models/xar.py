@@ -11,23 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from disa_framework.guidance import Guidance
-from disa_framework.models.adaptive import (
-    AdaptiveBlock,
-    RMSNorm,
-    allocate_caches,
-    block_causal_mask,
-    grid_positions,
-    rotary,
-)
-from disa_framework.models.attention import KVCache, Past
 from disa_framework.models.base import ARDiffusionModel, Proposal
-from disa_framework.models.guided import GuidedStep
-from disa_framework.models.layers import TimestepEmbedding, flow_times, patchify, unpatchify
-from disa_framework.models.linear import Linear
-from disa_framework.noise import NoiseSource
-from disa_framework.solvers.process import LinearFlow, Nodes
-from disa_framework.solvers.table import Denoiser, Step
+from disa_framework.nn.adaln import AdaptiveBlock, RMSNorm, allocate_caches, block_causal_mask
+from disa_framework.nn.attention import KVCache, Past
+from disa_framework.nn.rotary import grid_positions, rotary
+from disa_framework.nn.time import TimestepEmbedding, flow_times
+from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.guidance import Guidance, guided
+from disa_framework.sampling.noise import NoiseSource
+from disa_framework.solvers.process import Nodes, RectifiedFlow
+from disa_framework.solvers.table import Denoiser
 
 Tables = tuple[Tensor, Tensor]
 """Rotary tables of some tokens, the encoder's and the decoder's."""
@@ -67,7 +61,7 @@ class TrainingDraws:
     noise: Tensor
 
 
-class XAR(ARDiffusionModel):
+class XAR(ARDiffusionModel[XARState]):
     """Class-conditional generator that draws an image cell after cell, in raster order.
 
     Args:
@@ -105,7 +99,7 @@ class XAR(ARDiffusionModel):
         super().__init__()
         if cells_per_side < 1 or latent_size % cells_per_side:
             raise ValueError(f"latent_size {latent_size} is not divisible by cells_per_side {cells_per_side}")
-        self.process = LinearFlow()
+        self.process = RectifiedFlow()
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes, self.label_dropout = num_classes, label_dropout
         self.cell_side = latent_size // cells_per_side
@@ -123,16 +117,16 @@ class XAR(ARDiffusionModel):
 
         self.class_emb = nn.Embedding(num_classes + 1, width)
         self.time_embed = TimestepEmbedding(width)
-        self.z_proj = Linear(latent_channels, width)
+        self.z_proj = nn.Linear(latent_channels, width)
         self.z_proj_ln = RMSNorm(width)
         self.encoder_pos_embed_learned = positions()
         self.encoder_blocks = blocks(encoder_depth, encoder_heads)
         self.encoder_norm = RMSNorm(width)
-        self.decoder_embed = Linear(width, width)
+        self.decoder_embed = nn.Linear(width, width)
         self.decoder_pos_embed_learned = positions()
         self.decoder_blocks = blocks(decoder_depth, decoder_heads)
         self.decoder_norm = RMSNorm(width)
-        self.pred = Linear(width, latent_channels)
+        self.pred = nn.Linear(width, latent_channels)
         self.register_buffer("mask", block_causal_mask([self.cell_tokens] * self.max_stages))
         self._initialize()
 
@@ -198,17 +192,15 @@ class XAR(ARDiffusionModel):
 
     # --- sampling ---------------------------------------------------------------------------------------
 
-    def begin(
-        self, condition: Tensor | None, num_stages: int, guidance: Guidance, noise: NoiseSource, batch_size: int
-    ) -> XARState:
-        null = self.class_emb.weight[-1].expand(batch_size, -1)
+    def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> XARState:
+        null = self.class_emb.weight[-1].expand(noise.batch_size, -1)
         embedding = null if condition is None else self.class_emb(condition)
-        if guidance.active:
+        if sampling.guidance.active:
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
-        caches = allocate_caches(blocks, len(embedding), num_stages * self.cell_tokens, embedding)
-        tables = [self.tables(self.cell(stage)) for stage in range(num_stages)]
-        return XARState(embedding[:, None], caches, tables, guidance)
+        caches = allocate_caches(blocks, len(embedding), sampling.stages * self.cell_tokens, embedding)
+        tables = [self.tables(self.cell(stage)) for stage in range(sampling.stages)]
+        return XARState(embedding[:, None], caches, tables, sampling.guidance)
 
     def propose(self, state: XARState, stage: int) -> Proposal:
         if stage:
@@ -230,25 +222,16 @@ class XAR(ARDiffusionModel):
 
     def _denoiser(self, state: XARState, stage: int, scale: float) -> Denoiser:
         """The backbone on the noisy cell, guided within the interval."""
+        place, tables = self.cell(stage), state.tables[stage]
 
-        device = state.class_embedding.device
+        def embed(nodes: Nodes) -> Tensor:
+            device = state.class_embedding.device
+            return self.time_embed(flow_times(nodes.on(device), device))
 
-        def denoiser(nodes: Nodes) -> Step:
-            evaluate = self.evaluator(
-                embedding=state.class_embedding, tables=state.tables[stage], caches=state.caches
-            )
-            # The stage is an input, so that graphs of all stages share one copy of the caches.
-            inputs = ((time, stage) for time in self.time_embed(flow_times(nodes.on(device), device)))
-            acts = state.guidance.acts_among(nodes.times, scale)
-            return GuidedStep(self._evaluate, evaluate, inputs, acts, scale)
+        def head(x: Tensor, time: Tensor) -> Tensor:
+            return self.velocity(x, state.class_embedding[: len(x)] + time, tables, place, state.caches)
 
-        return denoiser
-
-    def _evaluate(
-        self, x: Tensor, time: Tensor, stage: int, embedding: Tensor, tables: Tables, caches: list[KVCache]
-    ) -> Tensor:
-        """Velocity of a stage's cell `x [B or G B, n, C]` at an embedded time `[w]`, with classes `[G B, 1, w]`."""
-        return self.velocity(x, embedding[: len(x)] + time, tables, self.cell(stage), caches)
+        return guided(head, embed, self.process, state.guidance, scale)
 
     # --- training ---------------------------------------------------------------------------------------
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
-from disa_framework.schedules.base import Budget, StepSchedule, whole
+from disa_framework.sampling.history import StageRecord
+from disa_framework.schedules.base import Budget, StepSchedule, step_count
 
 Signal = Literal["error", "variance", "straightness"]
 
 
+@dataclass(frozen=True)
 class Adaptive(StepSchedule):
     """`T(k+1) = high (level(k) / threshold)**exponent`, rounded, and kept within `low` and `high`.
 
     The level of a stage says how hard it was: the `variance` that was left in its tokens, how far its way was from
     `straightness`, or the embedded `error` of its steps times their number, which does not depend on it (see
-    `disa_framework.trajectory.Signals`). If a stage's error is `level / T`, errors that add up are smallest in sum with
-    steps in proportion to the root of the level. Levels are means over a batch, whose samples have the same
+    `disa_framework.sampling.history.Signals`). If a stage's error is `level / T`, errors that add up are smallest in
+    sum with steps in proportion to the root of the level. Levels are means over a batch, whose samples have the same
     steps: what is drawn depends on the batch, and the host waits for the device once a stage.
 
     Args:
@@ -28,35 +31,33 @@ class Adaptive(StepSchedule):
         exponent: above 0.
     """
 
-    reads_signals = True
+    threshold: float
+    signal: Signal = "error"
+    low: int = 2
+    high: int = 100
+    first: int | None = None
+    exponent: float = 0.5
 
-    def __init__(
-        self,
-        threshold: float,
-        signal: Signal = "error",
-        low: int = 2,
-        high: int = 100,
-        first: int | None = None,
-        exponent: float = 0.5,
-    ) -> None:
-        if signal not in get_args(Signal):
-            raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}, got {signal!r}")
-        if not threshold > 0 or not exponent > 0:
-            raise ValueError(f"need threshold > 0 and exponent > 0, got {threshold} and {exponent}")
-        if not 1 <= whole(low) <= whole(high):
-            raise ValueError(f"need 1 <= low <= high, got {low} and {high}")
-        super().__init__(threshold=threshold, signal=signal, low=low, high=high, first=first, exponent=exponent)
-        self.threshold, self.signal, self.exponent = threshold, signal, exponent
-        self.low, self.high, self.first = low, high, high if first is None else first
+    adapts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.signal not in get_args(Signal):
+            raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}, got {self.signal!r}")
+        if not self.threshold > 0 or not self.exponent > 0:
+            raise ValueError(f"need threshold > 0 and exponent > 0, got {self.threshold} and {self.exponent}")
+        if not step_count(self.low) <= step_count(self.high):
+            raise ValueError(f"need low <= high, got {self.low} and {self.high}")
+        if self.first is not None:
+            step_count(self.first)
 
     def compute(self, num_stages: int) -> Iterable[int]:
         """The most steps there can be."""
-        return [self.first] + [self.high] * (num_stages - 1)
+        return [self.high if self.first is None else self.first] + [self.high] * (num_stages - 1)
 
-    def steps(self, stage: int, budget: Budget, history: Sequence[Any] = ()) -> int:
+    def at(self, stage: int, budget: Budget, history: Sequence[StageRecord] = ()) -> int:
         return self.after(self.level(history[-1])) if history else budget[stage]
 
-    def level(self, record: Any) -> float:
+    def level(self, record: StageRecord) -> float:
         """How hard a stage was, from its `StageRecord`."""
         value = float(getattr(record.signals, self.signal))
         return {"error": value * record.steps, "variance": value, "straightness": 1 - value}[self.signal]

@@ -10,29 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from disa_framework.schedules.base import StepSchedule, whole
+from disa_framework.schedules.base import StepSchedule, step_count
 
 
+@dataclass(frozen=True)
 class Constant(StepSchedule):
     """`steps` at every stage."""
 
-    def __init__(self, steps: int = 50) -> None:
-        super().__init__(steps=steps)
-        self.value = steps
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        step_count(self.steps)
 
     def compute(self, num_stages: int) -> Iterable[int]:
-        return [self.value] * num_stages
+        return [self.steps] * num_stages
 
 
+@dataclass(frozen=True)
 class _Ramp(StepSchedule):
     """From `early` steps at the first stage to `late` steps at the last."""
 
-    def __init__(self, early: int = 50, late: int = 5) -> None:
-        super().__init__(early=early, late=late)
-        self.early, self.late = whole(early), whole(late)
+    early: int = 50
+    late: int = 5
+
+    def __post_init__(self) -> None:
+        step_count(self.early)
+        step_count(self.late)
 
 
+@dataclass(frozen=True)
 class TwoStage(_Ramp):
     """`early` steps while `k < (K-1)/2`, then `late` steps."""
 
@@ -42,6 +50,7 @@ class TwoStage(_Ramp):
         return [self.early if k < (num_stages - 1) / 2 else self.late for k in range(num_stages)]
 
 
+@dataclass(frozen=True)
 class Linear(_Ramp):
     """`int((K-1-k)/(K-1) (early - late)) + late`."""
 
@@ -53,6 +62,7 @@ class Linear(_Ramp):
         return [int((last - k) / last * span) + self.late for k in range(num_stages)]
 
 
+@dataclass(frozen=True)
 class Cosine(_Ramp):
     """`int((cos(pi k/(K-1)) + 1)/2 (early - late)) + late`."""
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from disa_framework.schedules.base import StepSchedule, whole
+from disa_framework.schedules.base import StepSchedule, check_budget, step_count
 
 
 class _Curve(StepSchedule):
@@ -24,36 +25,46 @@ class _Curve(StepSchedule):
         return [math.floor(self.value(k / last) + 0.5) for k in range(num_stages)]
 
 
+@dataclass(frozen=True)
 class Power(_Curve):
     """`late + (early - late) (1 - u)**exponent`: above 1 it falls at once, below 1 it falls late."""
 
-    def __init__(self, early: int = 50, late: int = 5, exponent: float = 2.0) -> None:
-        if not exponent > 0:
-            raise ValueError(f"exponent must be above 0, got {exponent}")
-        super().__init__(early=early, late=late, exponent=exponent)
-        self.early, self.late, self.exponent = early, late, exponent
+    early: int = 50
+    late: int = 5
+    exponent: float = 2.0
+
+    def __post_init__(self) -> None:
+        step_count(self.early)
+        step_count(self.late)
+        if not 0 < self.exponent < math.inf:
+            raise ValueError(f"exponent must be above 0, got {self.exponent}")
 
     def value(self, u: float) -> float:
         return self.late + (self.early - self.late) * (1 - u) ** self.exponent
 
 
+@dataclass(frozen=True)
 class Logistic(_Curve):
     """A smooth step from `early` to `late` around `u = midpoint`, reaching both exactly at the ends.
 
     Args:
+        early, late: steps of the first and of the last stage.
         midpoint: where the middle of the fall lies, between 0 and 1.
         steepness: above 0; the larger, the closer to two stages.
     """
 
-    def __init__(
-        self, early: int = 50, late: int = 5, midpoint: float = 0.5, steepness: float = 10.0
-    ) -> None:
-        if not 0 < midpoint < 1 or not steepness > 0:
+    early: int = 50
+    late: int = 5
+    midpoint: float = 0.5
+    steepness: float = 10.0
+
+    def __post_init__(self) -> None:
+        step_count(self.early)
+        step_count(self.late)
+        if not 0 < self.midpoint < 1 or not 0 < self.steepness < math.inf:
             raise ValueError(
-                f"need 0 < midpoint < 1 and steepness > 0, got midpoint={midpoint}, steepness={steepness}"
+                f"need 0 < midpoint < 1 and steepness > 0, got midpoint={self.midpoint}, steepness={self.steepness}"
             )
-        super().__init__(early=early, late=late, midpoint=midpoint, steepness=steepness)
-        self.early, self.late, self.midpoint, self.steepness = early, late, midpoint, steepness
 
     def value(self, u: float) -> float:
         def rising(at: float) -> float:
@@ -64,6 +75,7 @@ class Logistic(_Curve):
         return self.late + (self.early - self.late) * share
 
 
+@dataclass(frozen=True)
 class PiecewiseLinear(_Curve):
     """Straight lines between knots `(u, steps)`; flat before the first and after the last.
 
@@ -71,12 +83,15 @@ class PiecewiseLinear(_Curve):
         knots: at least one, with strictly increasing `u` in [0, 1].
     """
 
-    def __init__(self, knots: Sequence[tuple[float, float]]) -> None:
-        places = [float(u) for u, _ in knots]
-        if not places or places[0] < 0 or places[-1] > 1 or sorted(set(places)) != places:
+    knots: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "knots", tuple((float(u), float(steps)) for u, steps in self.knots))
+        places = [u for u, _ in self.knots]
+        if not places or not 0 <= places[0] <= places[-1] <= 1 or sorted(set(places)) != places:
             raise ValueError(f"knots need strictly increasing places in [0, 1], got {places}")
-        super().__init__(knots=[tuple(knot) for knot in knots])
-        self.knots = [(float(u), float(steps)) for u, steps in knots]
+        for _, steps in self.knots:
+            step_count(math.floor(steps + 0.5) if math.isfinite(steps) else steps)
 
     def value(self, u: float) -> float:
         if u <= self.knots[0][0]:
@@ -87,11 +102,14 @@ class PiecewiseLinear(_Curve):
         return self.knots[-1][1]
 
 
+@dataclass(frozen=True)
 class PerStage(StepSchedule):
     """A table: `steps[k]` at stage `k`. It fits runs of exactly `len(steps)` stages."""
 
-    def __init__(self, steps: Sequence[int]) -> None:
-        super().__init__(steps=[whole(t) for t in steps])
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", check_budget(self.steps, len(self.steps)))
 
     def compute(self, num_stages: int) -> Iterable[int]:
-        return list(self.arguments["steps"])
+        return self.steps

@@ -1,35 +1,16 @@
-"""Schedules found from data: what a budget costs, where steps matter, and the best budget within a limit."""
+"""Finds how a model is best drawn with: `find`, and the parts that it is made of."""
 
 from disa_framework.search.adaptation import fit_adaptive
-from disa_framework.search.calibration import Profile, calibrate, measure_profile
-from disa_framework.search.cost import (
-    CostModel,
-    Prediction,
-    analytic_cost,
-    held_out_error,
-    measure_cost,
-    measure_latency,
-    median_error,
-)
-from disa_framework.search.knapsack import Choice, best_within, pareto_front
+from disa_framework.search.calibration import Calibration, Profile, measure_profile
+from disa_framework.search.find import find
 from disa_framework.search.learning import learn
-from disa_framework.search.study import search
+from disa_framework.search.limits import Costs, Limit, fitted_ramps
+from disa_framework.search.meter import Meter
+from disa_framework.search.plan import Found, Plan, Point
+from disa_framework.search.space import Knots, Parametric, Space, Stages
+from disa_framework.search.storage import open_storage
 
 __all__ = [
-    "Choice",
-    "CostModel",
-    "Prediction",
-    "Profile",
-    "analytic_cost",
-    "best_within",
-    "calibrate",
-    "fit_adaptive",
-    "held_out_error",
-    "learn",
-    "measure_cost",
-    "measure_latency",
-    "measure_profile",
-    "median_error",
-    "pareto_front",
-    "search",
-]
+    "Calibration", "Costs", "Found", "Knots", "Limit", "Meter", "Parametric", "Plan", "Point", "Profile",
+    "Space", "Stages", "find", "fit_adaptive", "fitted_ramps", "learn", "measure_profile", "open_storage",
+]  # fmt: skip

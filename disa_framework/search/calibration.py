@@ -14,10 +14,11 @@ Letters: `B` samples, `K` stages, `M` entries of the menu of step counts, `P` di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -25,19 +26,50 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from disa_framework.files import write_atomically
-from disa_framework.generation import advance, check_request, evaluating, sample_stage
-from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Condition
-from disa_framework.noise import PhiloxNoise
+from disa_framework.measure.cost import CostModel
+from disa_framework.models.base import ARDiffusionModel
+from disa_framework.progress import Progress, silent
+from disa_framework.sampling.condition import Condition, place, size
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import advance, evaluating, sample_stage
+from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import PerStage
+from disa_framework.schedules.base import step_count
 from disa_framework.search.coupling import SharedPath
 from disa_framework.search.knapsack import Choice, best_within, pareto_front
-from disa_framework.solvers import Solver
 
 MENU = (2, 3, 4, 5, 7, 10, 14, 20, 28, 40, 60, 90, 130)
 
-Progress = Callable[[int, int], None]
-"""Is told how many of how many stages are done."""
+_CELLS = 10_000  # of the knapsack's axis of seconds
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a profile is measured: about `K^2 M / 2` stages of `other_steps` steps are drawn.
+
+    Args:
+        menu: step counts to choose from, rising.
+        fine_steps: of the runs that few steps are compared with; twice the largest of the menu by default.
+        other_steps: of the stages after the one that is looked at.
+        stride: measures every so many stages only, and interpolates between them.
+    """
+
+    menu: tuple[int, ...] = MENU
+    fine_steps: int | None = None
+    other_steps: int = 12
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.menu or sorted({step_count(steps) for steps in self.menu}) != [*self.menu]:
+            raise ValueError(f"a menu of step counts must rise from 1 or more, got {[*self.menu]}")
+        if self.stride < 1:
+            raise ValueError(f"every so many stages are measured, from 1 on, got stride={self.stride}")
+        step_count(self.other_steps)
+
+    @property
+    def finest(self) -> int:
+        """Steps of the runs that few steps are compared with."""
+        return self.fine_steps or 2 * max(self.menu)
 
 
 @dataclass(frozen=True)
@@ -66,27 +98,30 @@ class Profile:
         """`[K][M]`, mean sizes of the shifts. They never rise with the steps: what rises is noise."""
         return self.shifts.abs().mean(dim=2).cummin(dim=1).values.tolist()
 
-    def front(
-        self, costs: Sequence[Sequence[float]], fixed_cost: float = 0.0, monotone: bool = False,
-        resolution: float | None = None,
-    ) -> list[Choice]:  # fmt: skip
-        """The best budgets for all costs; `costs [K][M]` are those of the menu, see `CostModel.stage_costs`."""
-        return pareto_front(self.menu, self.errors, costs, fixed_cost, monotone, resolution)
+    def costs(self, cost: CostModel | None = None) -> tuple[list[list[float]], float]:
+        """`[K][M]` of the menu, and what every budget costs on top; steps, if there is no cost model."""
+        if cost is None:
+            return [[*map(float, self.menu)]] * len(self.shifts), 0.0
+        return cost.stage_costs(self.menu), cost.fixed
 
-    def schedule(self, limit: float, costs: Sequence[Sequence[float]] | None = None, **options: float) -> PerStage:
-        """The best budget of the menu's step counts that costs at most `limit`.
+    def front(self, cost: CostModel | None = None, resolution: float = 1.0) -> list[Choice]:
+        """The best budgets for all costs, of every whole number of steps in the menu's range."""
+        every = self.every_step()
+        return pareto_front(every.menu, every.errors, *every.costs(cost), resolution)
+
+    def schedule(self, limit: float, cost: CostModel | None = None) -> PerStage:
+        """The best budget that costs at most `limit`, of every whole number of steps in the menu's range.
 
         Args:
-            limit: in the unit of the costs; in steps of the whole run if there are none.
-            costs: `[K][M]` of the menu.
-            options: as `front` takes them.
+            limit: in the unit of the cost model; in steps of the whole run if there is none.
+            cost: of budgets.
 
         Raises:
             ValueError: if no budget is within the limit; the message names the cheapest.
         """
-        if costs is None:
-            costs, options = [self.menu] * len(self.errors), {"resolution": 1.0, **options}
-        return PerStage(best_within(self.front(costs, **options), limit).budget)  # type: ignore[arg-type]
+        seconds = cost is not None and cost.unit == "seconds"
+        resolution = max(limit / _CELLS, 1e-9) if seconds else 1.0
+        return PerStage(best_within(self.front(cost, resolution), limit).budget)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file."""
@@ -122,63 +157,82 @@ def between(menu: Sequence[int], steps: Tensor) -> tuple[Tensor, Tensor]:
 def measure_profile(
     model: ARDiffusionModel,
     condition: Condition | None = None,
+    sampling: SamplingConfig = SamplingConfig(),
+    calibration: Calibration = Calibration(),
     *,
-    solver: Solver,
-    guidance: Guidance | None = None,
-    num_stages: int | None = None,
-    menu: Sequence[int] = MENU,
-    fine_steps: int | None = None,
-    other_steps: int = 12,
     batch_size: int = 1000,
-    stride: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Profile:
-    """Measures a profile: about `K^2 M / 2` stages of `other_steps` steps are drawn.
+    """Measures a profile.
 
     Args:
         model: whose schedule is wanted.
-        condition: of the samples, `B` labels or prompts.
-        solver, guidance, num_stages: as the schedule is to be used with.
-        menu: step counts to choose from, rising.
-        fine_steps: of the runs that few steps are compared with; twice the largest of the menu by default.
-        other_steps: of the stages after the one that is looked at.
+        condition: of the samples, `B` of them.
+        sampling: as the schedule is to be used with.
+        calibration: what is measured.
         batch_size: `B`, where there is no condition.
-        stride: measures every so many stages only, and interpolates between them.
         seed: of the noise and the directions.
         progress: is told after every stage.
 
     Raises:
         ValueError: if the request does not fit the model.
     """
-    stages = model.max_stages if num_stages is None else num_stages
-    check_request(model, stages, condition)
-    count = batch_size if condition is None else len(condition)
-    asked = condition.to(model.device) if isinstance(condition, Tensor) else condition
+    settled = model.settle(sampling)
+    if condition is not None:
+        model.check_condition(condition)
+    count = batch_size if condition is None else size(condition)
     source = PhiloxNoise(seed, torch.arange(count), model.device)
-    fine, projections = fine_steps or 2 * max(menu), _Projections(model, seed)
-    path = SharedPath(source, solver, model.process, fine)
-    looked_at = sorted({*range(0, stages, stride), stages - 1})
-    rows: dict[int, Tensor] = {}
-
-    def end(state: object, stage: int) -> Tensor:
-        rest = range(stage + 1, stages)
-        last = advance(model, state, rest, lambda *_: other_steps, solver, source)
-        return projections.quantiles(model.finish(last))
-
+    run = _Run(model, settled, calibration, source, _Projections(model, seed))
+    stages, rows = settled.stages, dict[int, Tensor]()
+    looked_at = {*range(0, stages, calibration.stride), stages - 1}
     with evaluating(model):
-        state = model.begin(asked, stages, guidance or Guidance(), source, count)
+        state = model.begin(place(condition, model.device), settled, source)
         for stage in range(stages):
-            proposal = model.propose(state, stage)
-            after = model.accept(state, proposal, sample_stage(model, proposal, stage, fine, solver, source))
-            if stage in looked_at:
-                few = (sample_stage(model, proposal, stage, steps, solver, path.of(steps)) for steps in menu)
-                ends = [end(model.accept(state, proposal, tokens), stage) for tokens in few]
-                rows[stage] = torch.stack(ends) - end(after, stage)
-            state = after
-            if progress:
-                progress(stage + 1, stages)
-    return Profile(tuple(menu), _interpolated(rows, stages).cpu())
+            if model.finished(state).all():  # nothing that these stages draw shows
+                rows |= dict.fromkeys(looked_at - rows.keys(), torch.zeros_like(next(iter(rows.values()))))
+                break
+            state, shift = run.stage(state, stage, stage in looked_at)
+            if shift is not None:
+                rows[stage] = shift
+            progress(stage + 1, stages)
+    return Profile(calibration.menu, _interpolated(rows, stages).cpu())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Draws with many steps, and looks at what fewer would do."""
+
+    model: ARDiffusionModel
+    sampling: SamplingConfig
+    calibration: Calibration
+    source: PhiloxNoise
+    projections: _Projections
+
+    @cached_property
+    def path(self) -> SharedPath:
+        return SharedPath(self.source, self.sampling.solver, self.model.process, self.calibration.finest)
+
+    def stage(self, state: Any, stage: int, looked_at: bool) -> tuple[Any, Tensor | None]:
+        """The state after a stage, and the shifts `[M, F]` if it is looked at."""
+        model, solver = self.model, self.sampling.solver
+        proposal = model.propose(state, stage)
+        tokens = sample_stage(model, proposal, stage, self.calibration.finest, solver, self.source)
+        after = model.accept(state, proposal, tokens)
+        if not looked_at:
+            return after, None
+        few = (
+            sample_stage(model, proposal, stage, steps, solver, self.path.of(steps)) for steps in self.calibration.menu
+        )
+        ends = [self._end(model.accept(state, proposal, tokens), stage) for tokens in few]
+        return after, torch.stack(ends) - self._end(after, stage)
+
+    def _end(self, state: Any, stage: int) -> Tensor:
+        """Quantiles `[F]` of what becomes of a state after a stage."""
+        rest = range(stage + 1, self.sampling.stages)
+        steps = self.calibration.other_steps
+        last = advance(self.model, state, rest, lambda *_: steps, self.sampling.solver, self.source)
+        return self.projections.quantiles(self.model.finish(last))
 
 
 class _Projections:
@@ -188,12 +242,15 @@ class _Projections:
 
     def __init__(self, model: ARDiffusionModel, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(math.prod(model.latent_shape), self._DIRECTIONS, generator=generator)
+        directions = torch.randn(
+            math.prod(model.latent_shape), self._DIRECTIONS, generator=generator, dtype=torch.float32
+        )
         self.directions = (directions / directions.norm(dim=0)).to(model.device)
 
     def quantiles(self, latents: Tensor) -> Tensor:
-        """Averages `[F]` of neighbors in each projection of `latents [B, C, H, W]`."""
-        ordered = (latents.flatten(1).float() @ self.directions).sort(dim=0).values
+        """Averages `[F]` of neighbors in each projection of `latents [B, …]`."""
+        with torch.autocast(latents.device.type, enabled=False):  # products in bfloat16 would be all rounding
+            ordered = (latents.flatten(1).float() @ self.directions).sort(dim=0).values
         parts = ordered.tensor_split(min(self._QUANTILES, len(ordered)))
         return torch.cat([part.mean(dim=0) for part in parts])
 
@@ -209,17 +266,3 @@ def _interpolated(rows: dict[int, Tensor], stages: int) -> Tensor:
         expected = torch.lerp(sizes[low], sizes[high], share)
         shifts.append(rows[near] * (expected / sizes[near].clamp(min=1e-12)))
     return torch.stack(shifts)
-
-
-def calibrate(
-    model: ARDiffusionModel, condition: Condition | None = None, *, limit: float, solver: Solver, **options: object
-) -> PerStage:
-    """The schedule that shifts what comes out least, within `limit` diffusion steps of the whole run.
-
-    Args:
-        model, condition, solver: as of `measure_profile`.
-        limit: steps of all stages together.
-        options: as of `measure_profile`.
-    """
-    profile = measure_profile(model, condition, solver=solver, **options)  # type: ignore[arg-type]
-    return profile.every_step().schedule(limit)

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from disa_framework.noise import NoiseSource
+from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers import Process, Solver
 
 
@@ -31,6 +31,7 @@ class SharedPath:
     def __init__(self, source: NoiseSource, solver: Solver, process: Process, fine_steps: int) -> None:
         self.source, self.solver, self.process = source, solver, process
         self.table = solver.table(process, fine_steps)
+        self._last: tuple[object, Tensor] | None = None
 
     @cached_property
     def weights(self) -> Tensor:
@@ -38,6 +39,13 @@ class SharedPath:
         nodes = self.table.nodes
         ratios = [(alpha / sigma) ** 2 for alpha, sigma in zip(nodes.alphas, nodes.sigmas, strict=True)]
         return torch.tensor([b - a for a, b in pairwise(ratios)], dtype=torch.float64).sqrt()
+
+    def fine(self, stage: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Normals of the fine run at a stage, kept until another stage is asked for: many runs share them."""
+        asked = (stage, tuple(shape), dtype)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self.source.normal(stage, shape, self.table.draws, dtype)
+        return self._last[1]
 
     def of(self, steps: int) -> NoiseSource:
         """Noise of a run with `steps` steps.
@@ -63,12 +71,16 @@ class _Coarse:
     def __init__(self, path: SharedPath, places: list[int]) -> None:
         self.path, self.places = path, places
 
+    @property
+    def batch_size(self) -> int:
+        return self.path.source.batch_size
+
     def permutation(self, length: int) -> Tensor:
         return self.path.source.permutation(length)
 
     def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """As the protocol says: the fine run's initial noise, then one increment of its path a row."""
-        fine = self.path.source.normal(stage, shape, self.path.table.draws, dtype)
+        fine = self.path.fine(stage, shape, dtype)
         noise = [fine[0]]
         for a, b in list(pairwise(self.places))[: draws - 1]:
             weights = self.path.weights[a:b].to(fine)

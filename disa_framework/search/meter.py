@@ -1,40 +1,44 @@
-"""Draws images with a setting and measures them, on one process or on several together.
+"""Draws with one sampling config after another, in Lightning's predict loop, and measures what comes out.
 
-One process leads. What it asks for goes to all, every one draws its share with Lightning's predict loop, and the
-sums of the metric are added up. Images are not kept.
+One process leads: it alone decides what is drawn, and the others draw along. Samples are not kept.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from disa_framework.data.requests import Request, RequestData, cycled
-from disa_framework.models.base import Condition
+from disa_framework.data.requests import Request, RequestData
+from disa_framework.measure.latency import measure_latency
+from disa_framework.metrics.quality import Quality
 from disa_framework.module import ARDiffusionModule
-from disa_framework.search.cost import measure_latency
-from disa_framework.search.quality import Quality
-from disa_framework.search.space import Setting
+from disa_framework.sampling.condition import Condition, cycled, size, take
+from disa_framework.sampling.config import SamplingConfig
 
 _PATIENCE = timedelta(days=7)
 _TIMED = 5
 
+Job = tuple[SamplingConfig, int, int]
+"""A sampling config, a number of samples, a seed."""
+T = TypeVar("T")
+
 
 class Meter(Callback):
-    """Measures settings with the same samples, so that they differ by nothing else.
+    """Measures sampling configs with the same samples, so that they differ by nothing else.
 
     Args:
         module: what draws.
         quality: what is measured; `None` if nothing is.
-        condition: class labels or prompts of all samples there may be; `None` draws unconditional images.
+        condition: of all samples there may be; `None` draws unconditional ones.
         batch_size: samples drawn together.
         trainer: options of Lightning's trainer: devices, strategy, precision.
     """
@@ -45,18 +49,18 @@ class Meter(Callback):
         quality: Quality | None,
         condition: Condition | None,
         batch_size: int = 64,
-        trainer: dict[str, Any] | None = None,
+        trainer: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.quality, self.condition, self.batch_size = module, quality, condition, batch_size
         self._options = {
             **(trainer or {}), "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
             "enable_model_summary": False, "inference_mode": True, "callbacks": [self],
         }  # fmt: skip
-        self.world_size = Trainer(**self._options).world_size
+        made = self._trainer()
+        self.world_size, self.precision = made.world_size, str(made.precision)
         self.metric = None if quality is None else quality.metric(module, condition)
         self._group: dist.ProcessGroup | None = None
-        self._run: tuple[str, int] | None = None
-        self._drawn = 0
+        self._run: Job | None = None
 
     @contextmanager
     def lead(self) -> Iterator[bool]:
@@ -66,7 +70,8 @@ class Meter(Callback):
             ValueError: if the module as it is cannot be drawn with.
         """
         count = self.world_size * self.batch_size
-        trainer = self._draw(count if self.condition is None else min(count, len(self.condition)), self.module.seed)
+        count = count if self.condition is None else min(count, size(self.condition))
+        trainer = self._draw(self.module, count)
         self._reset()
         if self.world_size == 1:
             yield True
@@ -82,46 +87,59 @@ class Meter(Callback):
             self._follow()
             yield False
 
-    def measure(self, setting: Setting, count: int, seed: int | None = None) -> float:
-        """The distance of samples `0 … count - 1`. Goes on from the last call if that had the same setting and seed.
+    def measure(self, sampling: SamplingConfig, count: int, seed: int | None = None) -> float:
+        """The distance of samples `0 … count - 1`. Goes on from the last call if that had the same config and seed.
 
         Raises:
             Exception: whatever drawing raised, on any process.
             ValueError: if the distance is not finite.
         """
-        job = (setting, count, self.module.seed if seed is None else seed)
+        job = (sampling, count, self.module.seed if seed is None else seed)
         if self._group is not None:
             self._share(job)
         value = self._measure(*job)
         if not math.isfinite(value):
-            raise ValueError(f"the distance of {count} images is {value}")
+            raise ValueError(f"the distance of {count} samples is {value}")
         return value
 
-    def latencies(self, settings: Sequence[Setting]) -> list[float]:
-        """Seconds per image with each of the settings, timed in turn on this process alone."""
-        asked = None if self.condition is None else cycled(self.condition, self.batch_size)
+    def latencies(self, samplings: Sequence[SamplingConfig]) -> list[float]:
+        """Seconds per sample with each of the configs, timed in turn on this process alone."""
         with self.on_device():
-            return measure_latency(self.module, asked, self.batch_size, settings, repeats=_TIMED)
+            return measure_latency(self.module, self.batch(), self.batch_size, samplings, repeats=_TIMED)
+
+    def batch(self) -> Condition | None:
+        """The condition of the first samples, as many as are drawn together."""
+        return None if self.condition is None else cycled(self.condition, self.batch_size)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """The module where and in the precision in which it draws."""
-        trainer = Trainer(**self._options)
+        trainer = self._trainer()
         plugin = trainer.precision_plugin
         plugin.convert_module(self.module).to(trainer.strategy.root_device)
-        with plugin.predict_step_context(), _default_dtype(torch.float32):  # what is measured is no image
+        with plugin.predict_step_context():
             yield
 
     def check(self, counts: tuple[int, ...]) -> None:
-        """Raises a ValueError if images cannot be drawn in these portions."""
+        """Raises a ValueError if samples cannot be drawn in these portions."""
         added = [count - before for before, count in zip((0, *counts), counts, strict=False)]
         if not counts or min(added) < 1:
-            raise ValueError(f"numbers of images must be above 0 and rise, got {list(counts)}")
+            raise ValueError(f"numbers of samples must be above 0 and rise, got {list(counts)}")
         if min(added) <= (self.world_size - 1) * self.batch_size:
             raise ValueError(
-                f"{self.world_size} processes need a batch each to add {min(added)} images: "
+                f"{self.world_size} processes need a batch each to add {min(added)} samples: "
                 f"make batch_size smaller than {self.batch_size}"
             )
+        if self.condition is not None and (known := size(self.condition)) < counts[-1]:
+            raise ValueError(f"{counts[-1]} samples need a condition of as many, got one of {known}: see cycled")
+
+    def part(self, value: T) -> T:
+        """What the leading process calls this with, on all of them: the last that they have in common."""
+        told = self._share(value)
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+        return told
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metric is not None:
@@ -138,42 +156,49 @@ class Meter(Callback):
     ) -> None:
         new: Tensor = outputs[batch.indices >= self._drawn]  # a batch that was begun before is drawn again
         if not new.isfinite().all():
-            raise ValueError("the model drew NaN or infinite pixels")
+            raise ValueError("the model drew NaN or infinite values")
         if self.quality is not None and self.metric is not None:
             self.quality.update(self.metric, new)
 
-    def _measure(self, setting: Setting, count: int, seed: int) -> float:
-        run = (setting.key, seed)
-        if run != self._run or count < self._drawn:
+    @property
+    def _drawn(self) -> int:
+        """Samples that the metric has seen."""
+        return self._run[1] if self._run else 0
+
+    def _measure(self, sampling: SamplingConfig, count: int, seed: int) -> float:
+        run = self._run
+        if run is None or (run[0], run[2]) != (sampling, seed) or count < run[1]:
             self._reset()
-        self._run, error = None, None
+        error = None
         try:
             if count > self._drawn:
-                with setting.applied(self.module):
-                    self._draw(count, seed)
+                self._draw(self.module.drawing(sampling, seed), count)
         except Exception as raised:
             error = raised
+        self._run = None
         self._agree(error)
-        self._run, self._drawn = run, count
+        self._run = (sampling, count, seed)
         return math.nan if self.metric is None else float(self.metric.compute())
 
     def _reset(self) -> None:
         """Forgets what has been drawn."""
-        self._drawn = 0
+        self._run = None
         if self.metric is not None:
             self.metric.reset()
 
-    def _draw(self, count: int, seed: int) -> Trainer:
-        """Adds samples up to `count` to the metric."""
-        asked = None if self.condition is None else self.condition[:count]
-        data = RequestData(count, asked, self.batch_size, lambda: range(self._drawn))
-        trainer = Trainer(**self._options)
-        before, self.module.seed = self.module.seed, seed
-        try:
-            trainer.predict(self.module, datamodule=data, return_predictions=False)
-        finally:
-            self.module.seed = before
+    def _draw(self, module: ARDiffusionModule, count: int) -> Trainer:
+        """Adds the samples that it has not seen to the metric, up to `count`."""
+        drawn = self._drawn
+        asked = None if self.condition is None else take(self.condition, range(count))
+        data = RequestData(count, asked, self.batch_size, lambda: range(drawn))
+        trainer = self._trainer()
+        with _quiet():
+            trainer.predict(module, datamodule=data, return_predictions=False)
         return trainer
+
+    def _trainer(self) -> Trainer:
+        with _quiet():
+            return Trainer(**self._options)
 
     def _agree(self, error: Exception | None) -> None:
         """Raises on all processes if any has an error."""
@@ -187,23 +212,28 @@ class Meter(Callback):
 
     def _follow(self) -> None:
         """Draws along until the leading process is done."""
-        while job := self._share(None):
+        job: Job | None = None
+        while job := self._share(job):
             with suppress(Exception):  # the leading process raises it, too
                 self._measure(*job)
 
-    def _share(self, job: tuple[Setting, int, int] | None) -> tuple[Setting, int, int] | None:
-        """The job of the leading process."""
-        jobs = [job]
-        dist.broadcast_object_list(jobs, src=0, group=self._group)
-        return jobs[0]
+    def _share(self, value: T) -> T:
+        """The leading process's value."""
+        values = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors are made in this precision unless told otherwise, for a while."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says about itself, each time anew."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*treespec.*is deprecated")
+            yield
     finally:
-        torch.set_default_dtype(before)
+        logger.setLevel(before)

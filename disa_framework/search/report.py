@@ -1,7 +1,4 @@
-"""What a study found: the winner, a fair comparison, and a page with pictures.
-
-Letters: `K` stages, `n` rows of the comparison.
-"""
+"""What a study found: a fair comparison of the winner with its rivals, and a page with pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import csv
 import io
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, starmap, zip_longest
 from pathlib import Path
@@ -21,31 +18,34 @@ from optuna.trial import FrozenTrial, TrialState
 
 from disa_framework import page
 from disa_framework.files import write_atomically
-from disa_framework.page import picture
+from disa_framework.page import literal, picture
+from disa_framework.progress import Progress, silent
+from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Budget
-from disa_framework.search.objective import Objective, shortened
-from disa_framework.search.space import Setting
+from disa_framework.search.knapsack import undominated
+from disa_framework.search.limits import shortened
+from disa_framework.search.objective import Objective, sampling_of
 from disa_framework.search.study import measured, over_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEIGHT = 4.5  # of pictures, in inches
-_COLUMNS = ("number", "state", "distance", "images", "cost", "budget", "start", "steps_of", "error")
+_COLUMNS = ("number", "state", "distance", "samples", "cost", "budget", "start", "steps_of", "error")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A setting, drawn with several seeds of the noise.
+    """A sampling config, drawn with several seeds of the noise.
 
     Attributes:
         name: what it is called.
-        setting: what was drawn with.
+        sampling: what was drawn with.
         distances: one for each seed.
     """
 
     name: str
-    setting: Setting
+    sampling: SamplingConfig
     distances: tuple[float, ...]
 
     @property
@@ -60,7 +60,7 @@ class Measured:
     @property
     def ends(self) -> str:
         """Steps of the first and of the last stage, as text."""
-        return f"{self.setting.budget[0]} → {self.setting.budget[-1]}"
+        return f"{self.sampling.budget[0]} → {self.sampling.budget[-1]}"
 
     @property
     def distance(self) -> str:
@@ -74,17 +74,19 @@ class Row(Measured):
 
     Attributes:
         cost: as predicted.
-        latency: timed seconds per image, where costs are seconds.
+        latency: timed seconds per sample, where costs are seconds.
     """
 
     cost: float
     latency: float | None
 
 
-def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: Setting) -> dict[str, Setting]:
-    """What is worth comparing: the best trial with its setting, the best start of each family, the module as it is.
+def candidates(
+    study: Study, objective: Objective, best: FrozenTrial, chosen: SamplingConfig
+) -> dict[str, SamplingConfig]:
+    """What is worth comparing: the best trial with what was chosen, the best start of each family, the baseline.
 
-    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's setting and
+    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's config and
     no more steps than the limit then allows, which tells what the schedule alone is worth.
     """
     families: dict[str, str] = {}
@@ -92,21 +94,21 @@ def candidates(study: Study, objective: Objective, best: FrozenTrial, setting: S
     for trial in sorted(filter(_has_started, study.get_trials(deepcopy=False)), key=_standing):
         start = trial.user_attrs["start"]
         if families.setdefault(start.partition(" ")[0], start) == start:
-            found[start] = objective.setting(trial)
+            found[start] = sampling_of(trial)
     name = best.user_attrs.get("start")
     found.pop(name, None)
-    chose_more = replace(setting, schedule=objective.base.schedule) != objective.base
+    chose_more = replace(chosen, schedule=objective.base.schedule) != objective.base
     start = next(iter(found), None)
-    if start and chose_more and setting.num_stages == found[start].num_stages:
-        other = replace(setting, schedule=found[start].schedule)
+    if start and chose_more and chosen.stages == found[start].stages:
+        other = replace(chosen, schedule=found[start].schedule)
         if objective.limit is not None:
             other = shortened(other, objective.costs, objective.limit)
         found[f"{start}, else as the winner"] = other
-    return {f"winner ({name})" if name else "winner": setting, **found, "baseline": objective.base}
+    return {f"winner ({name})" if name else "winner": chosen, **found, "baseline": objective.base}
 
 
 def _has_started(trial: FrozenTrial) -> bool:
-    """Whether a trial is of a given schedule, and images were drawn with it."""
+    """Whether a trial is of a given start, and samples were drawn with it."""
     drawn = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not over_limit(trial)
     return drawn and "start" in trial.user_attrs
 
@@ -120,29 +122,27 @@ def _standing(trial: FrozenTrial) -> tuple[bool, float]:
 def compare(
     study: Study,
     objective: Objective,
-    settings: Mapping[str, Setting],
+    samplings: Mapping[str, SamplingConfig],
     latencies: Sequence[float],
     seeds: int,
-    progress: Callable[[], object] = lambda: None,
-) -> list[Row]:
-    """Measures settings with noise that has decided nothing; what the study has measured before is not drawn again.
+    progress: Progress = silent,
+) -> tuple[Row, ...]:
+    """Measures configs with noise that has decided nothing; what the study has measured before is not drawn again.
 
     Args:
-        latencies: seconds per image of each; none where costs are no seconds.
+        samplings: by name.
+        latencies: seconds per sample of each; none where costs are no seconds.
         seeds: how many.
-        progress: called when a setting has been measured with a seed.
+        progress: is told of what is drawn.
     """
-    first = objective.meter.module.seed + 1
-    return [
-        Row(
-            name,
-            setting,
-            tuple(measured(study, objective, setting, seed, progress) for seed in range(first, first + seeds)),
-            objective.costs(setting),
-            latency,
-        )
-        for (name, setting), latency in zip_longest(settings.items(), latencies)
-    ]
+    rows, first = list[Row](), objective.meter.module.seed + 1
+    for place, ((name, sampling), latency) in enumerate(zip_longest(samplings.items(), latencies)):
+        distances = []
+        for i in range(seeds):
+            distances.append(measured(study, objective, sampling, first + i))
+            progress(place * seeds + i + 1, seeds * len(samplings))
+        rows.append(Row(name, sampling, tuple(distances), objective.costs(sampling), latency))
+    return tuple(rows)
 
 
 def write_trials(path: Path, study: Study) -> None:
@@ -154,10 +154,11 @@ def write_trials(path: Path, study: Study) -> None:
     writer.writerow([*_COLUMNS, *params])
     for trial in trials:
         attrs = trial.user_attrs
+        budget = " ".join(map(str, sampling_of(trial).budget)) if "sampling" in attrs else ""
         writer.writerow([
             trial.number, state(trial), trial.values[0] if trial.values else "", trial.last_step or "",
-            attrs.get("cost", ""), " ".join(map(str, attrs.get("budget", ()))), attrs.get("start", ""),
-            attrs.get("steps_of", ""), attrs.get("error", ""), *(trial.params.get(name, "") for name in params),
+            attrs.get("cost", ""), budget, attrs.get("start", ""), attrs.get("steps_of", ""), attrs.get("error", ""),
+            *(trial.params.get(name, "") for name in params),
         ])  # fmt: skip
     write_atomically(path, text.getvalue().encode())
 
@@ -171,8 +172,50 @@ def state(trial: FrozenTrial) -> str:
     if over_limit(trial):
         return "over the limit"
     if trial.state == TrialState.FAIL:
-        return "failed" if "error" in trial.user_attrs else "killed"
+        return "failed" if "error" in trial.user_attrs else "lost"
     return {TrialState.COMPLETE: "whole", TrialState.PRUNED: "stopped early"}.get(trial.state, trial.state.name.lower())
+
+
+def line(trial: FrozenTrial) -> str:
+    """What became of a trial, in a line."""
+    attrs = trial.user_attrs
+    found = f"distance {trial.values[0]:.4g}" if trial.values else attrs.get("error", "")
+    cost = f"cost {attrs['cost']:.4g}" if "cost" in attrs else ""
+    origin = f"steps of {attrs['steps_of']}" if "steps_of" in attrs else attrs.get("start", "")
+    return "  ".join(filter(None, [f"{trial.number:4}", f"{state(trial):14}", cost, found, origin]))
+
+
+def summary(study: Study) -> str:
+    """How many trials ended how."""
+    states = [state(trial) for trial in _begun(study)]
+    counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+    return f"{len(states)} trials: {counts}"
+
+
+def table(rows: Sequence[Row], unit: str) -> list[list[str]]:
+    """The comparison as text, with a line of headings."""
+    timed = any(row.latency is not None for row in rows)
+    lines = [["schedule", "steps", "first → last", f"cost ({unit})", *(["timed"] if timed else []), "distance"]]
+    for row in rows:
+        latency = [f"{row.latency:.4g}"] if row.latency is not None else []
+        lines.append([row.name, str(sum(row.sampling.budget)), row.ends, f"{row.cost:.4g}", *latency, row.distance])
+    return lines
+
+
+def cost_error(rows: Sequence[Row]) -> float | None:
+    """Median relative difference of predicted and timed latency."""
+    errors = [abs(row.cost - row.latency) / row.latency for row in rows if row.latency]
+    return statistics.median(errors) if errors else None
+
+
+def importance(study: Study) -> dict[str, float]:
+    """Share of each parameter in what makes trials differ; nothing where there are too few trials to tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that small values are taken for good ones
+        try:
+            return get_param_importances(study, target=lambda trial: trial.values[0])
+        except (RuntimeError, ValueError):
+            return {}
 
 
 def write_page(
@@ -203,79 +246,32 @@ def write_page(
     page.write_page(path, title, [*body, *starmap(page.section, pictures.items())])
 
 
-def summary(study: Study) -> str:
-    """How many trials ended how."""
-    states = [state(trial) for trial in _begun(study)]
-    counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
-    return f"{len(states)} trials: {counts}"
-
-
-def table(rows: Sequence[Row], unit: str) -> list[list[str]]:
-    """The comparison as text, with a line of headings."""
-    timed = any(row.latency is not None for row in rows)
-    lines = [["schedule", "steps", "first → last", f"cost ({unit})", *(["timed"] if timed else []), "distance"]]
-    for row in rows:
-        latency = [f"{row.latency:.4g}"] if row.latency is not None else []
-        lines.append([row.name, str(sum(row.setting.budget)), row.ends, f"{row.cost:.4g}", *latency, row.distance])
-    return lines
-
-
-def cost_error(rows: Sequence[Row]) -> float | None:
-    """Median relative difference of predicted and timed latency."""
-    errors = [abs(row.cost - row.latency) / row.latency for row in rows if row.latency]
-    return statistics.median(errors) if errors else None
-
-
-def importance(study: Study) -> dict[str, float]:
-    """Share of each parameter in what makes trials differ; nothing where there are too few trials to tell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that small values are taken for good ones
-        try:
-            return get_param_importances(study, target=lambda trial: trial.values[0])
-        except (RuntimeError, ValueError):
-            return {}
-
-
-def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of `(cost, distance)` that no other one beats in both, by rising cost."""
-    kept: list[tuple[float, float]] = []
-    for cost, distance in sorted(points):
-        if not kept or distance < kept[-1][1]:
-            kept.append((cost, distance))
-    return kept
-
-
 def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[Row]) -> None:
     whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     points = [(trial.user_attrs["cost"], trial.values[0]) for trial in whole]
     if points:
         axes.plot(*zip(*points, strict=True), ".", color="tab:gray", label="whole trials")
-        axes.plot(*zip(*pareto(points), strict=True), drawstyle="steps-post", label="Pareto front")
+        axes.plot(*zip(*undominated(points), strict=True), drawstyle="steps-post", label="Pareto front")
     for row in rows:
-        axes.errorbar(row.cost, row.mean, row.spread, fmt="o", capsize=3, label=f"{row.name}, other noise")
+        axes.errorbar(row.cost, row.mean, row.spread, fmt="o", capsize=3, label=literal(f"{row.name}, other noise"))
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
-    axes.set(xlabel=f"cost ({objective.costs.unit} per image)", ylabel="distance")
+    axes.set(xlabel=f"cost ({objective.costs.unit} per sample)", ylabel="distance")
     axes.legend(loc="upper right", fontsize="small")
 
 
 def _plot_trials(axes: Axes, study: Study) -> None:
     whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for name, trials in {
-        "starts": [trial for trial in whole if "start" in trial.user_attrs],
-        "chosen by the study": [trial for trial in whole if "start" not in trial.user_attrs],
-    }.items():
-        axes.plot([trial.number for trial in trials], [trial.values[0] for trial in trials], "o", label=name)
-    if whole:
-        best = list(accumulate((trial.values[0] for trial in whole), min))
-        axes.plot([trial.number for trial in whole], best, drawstyle="steps-post", color="tab:gray", label="best")
+    numbers, distances = [trial.number for trial in whole], [trial.values[0] for trial in whole]
+    axes.plot(numbers, distances, "o", label="whole trials")
+    axes.plot(numbers, [*accumulate(distances, min)], drawstyle="steps-post", color="tab:gray", label="best")
     axes.set(xlabel="trial", ylabel="distance")
     axes.legend(loc="upper right", fontsize="small")
 
 
 def _plot_budgets(axes: Axes, budgets: Mapping[str, Budget]) -> None:
     for name, budget in budgets.items():
-        axes.step(range(len(budget)), budget, where="mid", label=name)
+        axes.step(range(len(budget)), budget, where="mid", label=literal(name))
     axes.set(xlabel="stage", ylabel="diffusion steps", ylim=(0, None))
     axes.legend(loc="upper right", fontsize="small")
 

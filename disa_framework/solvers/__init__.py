@@ -6,10 +6,10 @@ from disa_framework.solvers.ddpm import DDPM
 from disa_framework.solvers.dpm_solver import DPMSolver, DPMSolverPP
 from disa_framework.solvers.flow import Euler, EulerMaruyama, Heun
 from disa_framework.solvers.grid import Grid, Halves, Spaced, Strided, Uniform, UniformTime
-from disa_framework.solvers.process import Cosine, LinearFlow, Nodes, Process
+from disa_framework.solvers.process import Nodes, Process, RectifiedFlow, VPCosine
 from disa_framework.solvers.table import Row, Table
 
 __all__ = [
-    "DDIM", "DDPM", "Cosine", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Grid", "Halves",
-    "Heun", "LinearFlow", "Nodes", "Process", "Row", "Solver", "Spaced", "Strided", "Table", "Uniform", "UniformTime",
+    "DDIM", "DDPM", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Grid", "Halves", "Heun", "Nodes", "Process",
+    "RectifiedFlow", "Row", "Solver", "Spaced", "Strided", "Table", "Uniform", "UniformTime", "VPCosine",
 ]  # fmt: skip

@@ -30,9 +30,7 @@ class DDIM(Solver):
     def build(self, process: Process, steps: int) -> Table:
         nodes = self.grid.nodes(process, steps)
         count = len(nodes) - 1
-        rows = tuple(
-            self._row(process, *nodes.alphas[i : i + 2], *nodes.sigmas[i : i + 2]) for i in range(count)
-        )
+        rows = tuple(self._row(process, *nodes.alphas[i : i + 2], *nodes.sigmas[i : i + 2]) for i in range(count))
         return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _row(self, process: Process, alpha: float, alpha_s: float, sigma: float, sigma_s: float) -> Row:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Spaced
-from disa_framework.solvers.process import Cosine, Nodes, Process
+from disa_framework.solvers.process import Nodes, Process, VPCosine
 from disa_framework.solvers.table import Row, Table
 
 Variance = Literal["auto", "learned", "small", "large"]
@@ -62,7 +62,7 @@ class DDPM(Solver):
             raise ValueError(f"variance must be one of {', '.join(known)}, got {self.variance!r}")
 
     def build(self, process: Process, steps: int) -> Table:
-        if not isinstance(process, Cosine):
+        if not isinstance(process, VPCosine):
             raise ValueError(
                 f"DDPM is for variance-preserving heads, this one is {type(process).__name__}: "
                 "use Euler, Heun or EulerMaruyama"
@@ -80,7 +80,7 @@ class DDPM(Solver):
             return "learned" if process.learns_variance else "small"
         return self.variance
 
-    def _row(self, process: Cosine, nodes: Nodes, i: int, variance: Variance) -> Row:
+    def _row(self, process: VPCosine, nodes: Nodes, i: int, variance: Variance) -> Row:
         """The mean by way of `x_0`, and the standard deviation."""
         pair = posterior(nodes.alphas[i] ** 2, nodes.alphas[i + 1] ** 2)
         P, Q = process.to_clean(nodes.alphas[i], nodes.sigmas[i])

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Uniform
-from disa_framework.solvers.process import LinearFlow, Process
+from disa_framework.solvers.process import Process, RectifiedFlow
 from disa_framework.solvers.table import Row, Table
 
 
@@ -89,7 +89,7 @@ def _intervals(times: tuple[float, ...]) -> list[tuple[float, float]]:
 
 
 def _check_flow(solver: Solver, process: Process) -> None:
-    if not isinstance(process, LinearFlow):
+    if not isinstance(process, RectifiedFlow):
         raise ValueError(
             f"{type(solver).__name__} is for linear flows, this head is {type(process).__name__}: "
             "use DDPM, DDIM or DPMSolverPP"

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disa_framework.solvers.process import Cosine, LinearFlow, Nodes, Process
+from disa_framework.solvers.process import Nodes, Process, RectifiedFlow, VPCosine
 
 _CLEAN = -1
 
@@ -82,7 +82,7 @@ class Spaced(Grid):
         start = (self._start(vp),) if steps == 1 else spaced_timesteps(steps, vp.timesteps, self._start(vp))
         return vp.nodes((*reversed(start), _CLEAN))
 
-    def _start(self, process: Cosine) -> int:
+    def _start(self, process: VPCosine) -> int:
         last = process.timesteps - 1
         return last if self.clip is None else min(self.clip, last)
 
@@ -203,8 +203,8 @@ def _check_clip(clip: int | None) -> None:
         raise ValueError(f"clip is the timestep to start from, at least 1, got {clip}")
 
 
-def _variance_preserving(grid: Grid, process: Process) -> Cosine:
-    if not isinstance(process, Cosine):
+def _variance_preserving(grid: Grid, process: Process) -> VPCosine:
+    if not isinstance(process, VPCosine):
         raise ValueError(
             f"the grid {type(grid).__name__} is for variance-preserving heads, this one is "
             f"{type(process).__name__}: use Uniform"
@@ -212,8 +212,8 @@ def _variance_preserving(grid: Grid, process: Process) -> Cosine:
     return process
 
 
-def _linear_flow(grid: Grid, process: Process) -> LinearFlow:
-    if not isinstance(process, LinearFlow):
+def _linear_flow(grid: Grid, process: Process) -> RectifiedFlow:
+    if not isinstance(process, RectifiedFlow):
         raise ValueError(
             f"the grid {type(grid).__name__} is for linear flows, this head is {type(process).__name__}: use Spaced"
         )

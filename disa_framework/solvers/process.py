@@ -80,7 +80,7 @@ class Process(ABC):
 
 
 @dataclass(frozen=True)
-class Cosine(Process):
+class VPCosine(Process):
     """Variance-preserving process with cosine betas (Nichol & Dhariwal, arXiv 2102.09672, eq. 17).
 
     The head predicts the noise from a timestep 0 … `timesteps - 1`.
@@ -121,9 +121,7 @@ class Cosine(Process):
 
     def nodes(self, times: Sequence[float]) -> Nodes:
         bars = [self.alpha_bar(t) for t in times]
-        return Nodes(
-            tuple(map(float, times)), tuple(map(math.sqrt, bars)), tuple(math.sqrt(1 - bar) for bar in bars)
-        )
+        return Nodes(tuple(map(float, times)), tuple(map(math.sqrt, bars)), tuple(math.sqrt(1 - bar) for bar in bars))
 
     def unit_time(self, time: float) -> float:
         return time / self.timesteps
@@ -139,7 +137,7 @@ class Cosine(Process):
 
 
 @dataclass(frozen=True)
-class LinearFlow(Process):
+class RectifiedFlow(Process):
     """Straight path `x_t = (1 - t) x_0 + t noise`; the head predicts the velocity `noise - x_0`
     (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003)."""
 

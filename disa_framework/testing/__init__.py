@@ -4,6 +4,8 @@
         @pytest.fixture
         def schedule(self) -> StepSchedule:
             return MySchedule(50)
+
+They need pytest.
 """
 
 import pytest

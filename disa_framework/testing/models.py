@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from disa_framework.generation import Observer, StageRecord, advance, evaluating, generate, sample_stage
-from disa_framework.guidance import Guidance
-from disa_framework.models.base import ARDiffusionModel, Condition, Proposal
-from disa_framework.noise import PhiloxNoise
+from disa_framework.models.base import ARDiffusionModel, Delegating, Proposal
+from disa_framework.sampling.condition import Condition, size, take
+from disa_framework.sampling.config import FIELDS, SamplingConfig
+from disa_framework.sampling.generation import Observer, advance, evaluating, generate, sample_stage
+from disa_framework.sampling.guidance import Guidance
+from disa_framework.sampling.history import StageRecord
+from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DDIM, DDPM, Cosine, Euler, Solver
+from disa_framework.solvers import DDIM, DDPM, Euler, VPCosine
+
+STEPS = 3
+SEED = 5
 
 
 class Work(TorchFunctionMode):
@@ -40,12 +47,12 @@ class Drawn(Observer):
     """Keeps what every stage proposes and draws."""
 
     def __init__(self) -> None:
-        self.shapes: list[tuple[int, int]] = []
+        self.proposals: list[Proposal] = []
         self.records: list[StageRecord] = []
         self.tokens: list[Tensor] = []
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
-        self.shapes.append(proposal.shape)
+        self.proposals.append(proposal)
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
         self.records.append(record)
@@ -59,15 +66,38 @@ class Asked(PhiloxNoise):
         super().__init__(seed, indices)
         self.stages: list[int] = []
 
-    def normal(
-        self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
         self.stages.append(stage)
         return super().normal(stage, shape, draws, dtype)
 
 
+class Ends(Delegating):
+    """Keeps which samples had come to their end at last: none of an image."""
+
+    early: bool
+
+    def finish(self, state: Any) -> Tensor:
+        self.early = bool(self.watched.finished(state).any())
+        return super().finish(state)
+
+
+def draw(model: ARDiffusionModel, sampling: SamplingConfig, **options: Any) -> Tensor:
+    """As `generate`; `options` may also be fields of the sampling config, which they replace."""
+    changes = {name: options.pop(name) for name in FIELDS if name in options}
+    return generate(model, sampling=replace(sampling, **changes), **options)
+
+
+class Twice(Delegating):
+    """Proposes every stage twice."""
+
+    def propose(self, state: Any, stage: int) -> Proposal:
+        super().propose(state, stage)
+        return super().propose(state, stage)
+
+
 class ModelContract:
-    """Subclass and override the fixture `model`; give it weights that are nowhere zero.
+    """Subclass and override the fixture `model`; give it weights that are nowhere zero. A model that is asked for
+    something else than class labels has `condition` overridden, too.
 
     Attributes:
         tolerance: between a sample drawn alone and in company, relative to the largest value.
@@ -84,36 +114,42 @@ class ModelContract:
     def model(self) -> ARDiffusionModel:
         raise NotImplementedError("override the fixture `model`")
 
-    def condition(self, model: ARDiffusionModel, indices: Tensor) -> Condition | None:
-        """What sample `i` is asked to be, as a function of `i`."""
-        return indices % model.num_classes
+    def condition(self, model: ARDiffusionModel) -> Condition | None:
+        """The condition of a few samples that are unlike each other, in length, too, where that differs; `None` if the
+        model cannot be asked for anything."""
+        return torch.arange(model.num_classes) if model.num_classes else None
 
     def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
         """Conditions of two samples that the model cannot draw, by the pattern of what is said about them."""
-        return {rf"labels must lie in .* got {label}": torch.tensor([0, label]) for label in (-1, model.num_classes)}
+        wrong = (-1, model.num_classes) if model.num_classes else ()
+        return {rf"labels must lie in .* got {label}": torch.tensor([0, label]) for label in wrong}
 
-    def solver(self, model: ARDiffusionModel) -> Solver:
-        """Turns noise into tokens in these tests."""
-        return DDPM() if isinstance(model.process, Cosine) else Euler()
+    def asked(self, model: ARDiffusionModel, indices: Tensor) -> Condition | None:
+        """What sample `i` is asked to be, as a function of `i`."""
+        condition = self.condition(model)
+        return None if condition is None else take(condition, [i % size(condition) for i in indices.tolist()])
+
+    def sampling(self, model: ARDiffusionModel, **changes: Any) -> SamplingConfig:
+        """How samples are drawn, in few steps and stages."""
+        solver = DDPM() if isinstance(model.process, VPCosine) else Euler()
+        few = min(max(4, model.min_stages), model.max_stages)
+        return replace(SamplingConfig(Constant(STEPS), solver, few), **changes)
 
     def draw(self, model: ARDiffusionModel, indices: Iterable[int] = range(3), **options: Any) -> Tensor:
-        """Latents of the samples `indices`, in few steps."""
+        """Latents of the samples `indices`; `options` are those of `draw`."""
         places = torch.tensor(list(indices))
-        settings: dict[str, Any] = {
-            "condition": self.condition(model, places),
-            "schedule": Constant(3),
-            "solver": self.solver(model),
-            "num_stages": min(max(4, model.min_stages), model.max_stages),
-            "seed": 5,
-            "indices": places,
-            "batch_size": len(places),
-        }
-        return generate(model, **{**settings, **options})
+        request = {"condition": self.asked(model, places), "seed": SEED, "indices": places, "batch_size": len(places)}
+        return draw(model, self.sampling(model), **{**request, **options})
 
     def stages(self, model: ARDiffusionModel) -> list[int]:
-        """Numbers of stages an image is drawn in."""
+        """Numbers of stages a sample is drawn in."""
         low, high = model.min_stages, model.max_stages
         return sorted({low, min(low + 1, high), high})
+
+    def assert_close(self, found: Tensor, expected: Tensor) -> None:
+        """Within the tolerance."""
+        bound = self.tolerance * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
 
     # --- drawing ----------------------------------------------------------------------------------------
 
@@ -125,34 +161,36 @@ class ModelContract:
 
     def test_every_token_is_drawn_exactly_once(self, model: ARDiffusionModel) -> None:
         for num_stages in self.stages(model):
-            seen = Drawn()
-            latents = self.draw(model, num_stages=num_stages, observers=[seen])
-            assert all(n >= 1 for n, _ in seen.shapes)
-            assert [tokens.shape[1:] for tokens in seen.tokens] == seen.shapes
-            assert [record.tokens for record in seen.records] == [n for n, _ in seen.shapes]
-            if self.keeps_tokens:
-                assert sum(n * channels for n, channels in seen.shapes) == math.prod(model.latent_shape)
+            seen, watched = Drawn(), Ends(model)
+            latents = self.draw(watched, num_stages=num_stages, observers=[seen])
+            shapes = [proposal.shape for proposal in seen.proposals]
+            assert all(n >= 1 for n, _ in shapes)
+            assert [tokens.shape[1:] for tokens in seen.tokens] == shapes
+            assert [record.tokens for record in seen.records] == [n for n, _ in shapes]
+            assert all(p.z is None or p.z.shape[:2] == (3, p.shape[0]) for p in seen.proposals)
+            assert watched.early or len(shapes) == num_stages
+            if self.keeps_tokens and not watched.early:
+                assert sum(n * channels for n, channels in shapes) == math.prod(model.latent_shape)
                 drawn = torch.cat([tokens.flatten(1) for tokens in seen.tokens], dim=1)
                 assert torch.equal(latents.flatten(1).sort().values, drawn.sort().values)
 
     def test_every_stage_has_noise_of_its_own(self, model: ARDiffusionModel) -> None:
         for num_stages in self.stages(model):
-            noise = Asked(5, torch.arange(3))
-            latents = self.draw(model, num_stages=num_stages, noise=noise)
-            assert noise.stages == list(range(num_stages))
+            noise, seen = Asked(SEED, torch.arange(3)), Drawn()
+            latents = self.draw(model, num_stages=num_stages, noise=noise, observers=[seen])
+            assert noise.stages == [record.stage for record in seen.records] == list(range(len(seen.records)))
             assert torch.equal(latents, self.draw(model, num_stages=num_stages))
 
     def test_a_sample_depends_on_its_seed_and_index_alone(self, model: ARDiffusionModel) -> None:
-        place = 5
-        alone = self.draw(model, [place])
         batch = self.draw(model, range(7))
         company = torch.randperm(64, generator=torch.Generator().manual_seed(3)).tolist()
         crowd = self.draw(model, company)
-        bound = self.tolerance * max(1.0, alone.abs().max().item())
-        torch.testing.assert_close(batch[place : place + 1], alone, rtol=0, atol=bound)
-        torch.testing.assert_close(crowd[company.index(place)][None], alone, rtol=0, atol=bound)
-        assert not torch.allclose(batch[place], batch[place - 1])
-        assert not torch.allclose(self.draw(model, [place], seed=6), alone)
+        for place in (4, 5, 6):
+            alone = self.draw(model, [place])
+            self.assert_close(batch[place : place + 1], alone)
+            self.assert_close(crowd[company.index(place)][None], alone)
+            assert not torch.allclose(batch[place], batch[place - 1])
+            assert not torch.allclose(self.draw(model, [place], seed=SEED + 1), alone)
 
     def test_the_global_generators_are_neither_read_nor_moved(self, model: ARDiffusionModel) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -167,7 +205,7 @@ class ModelContract:
     def test_guidance_of_scale_1_is_none_and_costs_nothing(self, model: ARDiffusionModel) -> None:
         results, costs = [], []
         self.draw(model)  # what is made once is made
-        for guidance in (None, Guidance(1.0), Guidance(3.0)):
+        for guidance in (Guidance(), Guidance(1.0, "constant"), Guidance(3.0)):
             with Work() as work:
                 results.append(self.draw(model, guidance=guidance))
             costs.append(work.numbers)
@@ -176,45 +214,60 @@ class ModelContract:
 
     def test_guidance_of_scale_0_is_unconditional(self, model: ARDiffusionModel) -> None:
         # Without noise between steps, as a variance that the head predicts is not guided.
-        solver = DDIM() if isinstance(model.process, Cosine) else Euler()
+        solver = DDIM() if isinstance(model.process, VPCosine) else Euler()
         guided = self.draw(model, solver=solver, guidance=Guidance(0.0, "constant"))
-        unconditional = self.draw(model, solver=solver, condition=None)
-        bound = self.tolerance * max(1.0, unconditional.abs().max().item())
-        torch.testing.assert_close(guided, unconditional, rtol=0, atol=bound)
+        unconditional = self.draw(model, condition=None, solver=solver)
+        # The end of a sample is not guided: where that is over, there are zeros.
+        self.assert_close(guided, unconditional * (guided != 0))
 
     def test_guidance_acts_however_few_stages_there_are(self, model: ARDiffusionModel) -> None:
-        if model.num_classes == 1:
-            return  # whose only class says nothing
+        condition = self.condition(model)
+        if condition is None or size(condition) == 1:
+            return  # whose only condition says nothing
         for num_stages in self.stages(model):
             plain, guided = (self.draw(model, num_stages=num_stages, guidance=Guidance(s)) for s in (1.0, 5.0))
             assert not torch.allclose(plain, guided, rtol=0, atol=self.tolerance), num_stages
 
     def test_guidance_between_the_times_of_the_head_is_none(self, model: ARDiffusionModel) -> None:
-        plain, guided = self.draw(model), self.draw(model, guidance=Guidance(5.0, interval=(0.41, 0.42)))
-        bound = self.tolerance * max(1.0, plain.abs().max().item())
-        torch.testing.assert_close(guided, plain, rtol=0, atol=bound)
+        self.assert_close(self.draw(model, guidance=Guidance(5.0, interval=(0.41, 0.42))), self.draw(model))
 
     # --- states -----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def test_a_state_can_be_gone_on_with_twice(self, model: ARDiffusionModel) -> None:
-        places, solver = torch.arange(3), self.solver(model)
-        stages = min(max(4, model.min_stages), model.max_stages)
-        noise = PhiloxNoise(5, places)
+        places, sampling = torch.arange(3), model.settle(self.sampling(model, guidance=Guidance(2.0)))
+        noise, solver = PhiloxNoise(SEED, places), sampling.solver
 
         def rest(state: Any) -> Tensor:
-            return model.finish(advance(model, state, range(1, stages), lambda *_: 3, solver, noise))
+            return model.finish(advance(model, state, range(1, sampling.stages), lambda *_: STEPS, solver, noise))
 
         with evaluating(model):
-            state = model.begin(self.condition(model, places), stages, Guidance(2.0), noise, len(places))
+            state = model.begin(self.asked(model, places), sampling, noise)
             first = model.propose(state, 0)
-            tokens = sample_stage(model, first, 0, 3, solver, noise)
-            again = sample_stage(model, model.propose(state, 0), 0, 3, solver, noise)
-            assert torch.equal(tokens, again)
+            tokens = sample_stage(model, first, 0, STEPS, solver, noise)
             elsewhere = rest(model.accept(state, first, tokens + 1))
             latents = rest(model.accept(state, first, tokens))
+            again = sample_stage(model, model.propose(state, 0), 0, STEPS, solver, noise)
+        assert torch.equal(tokens, again)
         assert torch.equal(latents, self.draw(model, guidance=Guidance(2.0)))
+        assert torch.equal(latents, self.draw(Twice(model), guidance=Guidance(2.0)))
         assert not torch.equal(latents, elsewhere)
+
+    @torch.inference_mode()
+    def test_a_sample_that_has_ended_stays_as_it_is(self, model: ARDiffusionModel) -> None:
+        places, sampling = torch.arange(3), model.settle(self.sampling(model))
+        noise, ended = PhiloxNoise(SEED, places), dict[int, Tensor]()
+        with evaluating(model):
+            state = model.begin(self.asked(model, places), sampling, noise)
+            for stage in range(sampling.stages):
+                over = model.finished(state).nonzero().flatten().tolist()
+                assert ended.keys() <= set(over)
+                if over:
+                    latents = model.finish(state)
+                    ended |= {i: latents[i] for i in over if i not in ended}
+                state = advance(model, state, range(stage, stage + 1), lambda *_: STEPS, sampling.solver, noise)
+            latents = model.finish(state)
+        assert all(torch.equal(latents[i], before) for i, before in ended.items())
 
     # --- inputs -----------------------------------------------------------------------------------------
 
@@ -224,16 +277,20 @@ class ModelContract:
                 self.draw(model, range(2), condition=condition)
 
     def test_stages_that_do_not_fit_are_refused(self, model: ARDiffusionModel) -> None:
-        for num_stages in (model.min_stages - 1, -1, model.max_stages + 1):
-            with pytest.raises(ValueError, match=rf"num_stages must (lie in .* … |be ){model.max_stages} for"):
+        for num_stages in (model.min_stages - 1, model.max_stages + 1):
+            with pytest.raises(ValueError, match="num_stages must"):
                 self.draw(model, num_stages=num_stages)
+
+    def test_a_settled_config_is_settled(self, model: ARDiffusionModel) -> None:
+        settled = model.settle(self.sampling(model, num_stages=None))
+        assert settled == model.settle(settled) == self.sampling(model, num_stages=model.max_stages)
 
     # --- training ---------------------------------------------------------------------------------------
 
     def loss(self, model: ARDiffusionModel, seed: int) -> Tensor:
         """The training loss of a batch of normals."""
         latents = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-        condition = self.condition(model, torch.arange(6))
+        condition = self.asked(model, torch.arange(6))
         return model.loss(latents, condition, torch.Generator().manual_seed(seed))
 
     def test_its_loss_reaches_nearly_all_parameters(self, model: ARDiffusionModel) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa_framework.noise import PhiloxNoise
-from disa_framework.solvers import Cosine, LinearFlow, Nodes, Process, Solver
+from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.solvers import Nodes, Process, RectifiedFlow, Solver, VPCosine
 from disa_framework.solvers.table import Denoiser, Normal, Step
 
 MEAN, STD = 0.3, 0.5
@@ -81,7 +81,7 @@ class SolverContract:
 
     def wrong_process(self, process: Process) -> Process:
         """A process that the solver has to refuse."""
-        return LinearFlow() if isinstance(process, Cosine) else Cosine()
+        return RectifiedFlow() if isinstance(process, VPCosine) else VPCosine()
 
     def test_coefficients_are_finite(self, solver: Solver, process: Process) -> None:
         for steps in self.steps:
@@ -105,9 +105,7 @@ class SolverContract:
 
     def test_the_same_noise_gives_the_same_tokens(self, solver: Solver, process: Process) -> None:
         for steps in self.steps:
-            first, second = (
-                solver.sample(gaussian_head(process), process, steps, normals([4, 8])) for _ in range(2)
-            )
+            first, second = (solver.sample(gaussian_head(process), process, steps, normals([4, 8])) for _ in range(2))
             assert torch.equal(first, second), steps
 
     def test_a_sample_does_not_depend_on_its_batch(self, solver: Solver, process: Process) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -18,12 +16,11 @@ from torch import Tensor
 
 from disa_framework.callbacks import LastCheckpoint
 from disa_framework.data import ImageFolderData
-from disa_framework.data.image_folder import ImageFolder, center_crop, from_uint8
-from disa_framework.data.indexed import DamagedFileError, split
-from disa_framework.metrics.images import to_uint8
+from disa_framework.data.image_folder import ImageFolder
+from disa_framework.data.indexed import split
 from disa_framework.module import ARDiffusionModule
 from tests.models.tiny import tiny_mar
-from tests.models.tiny_autoencoder import tiny_autoencoder, write_images
+from tests.tokenizers.tiny_autoencoder import tiny_autoencoder, write_images
 
 
 @pytest.fixture
@@ -74,63 +71,35 @@ def test_a_folder_without_images_is_refused(made: list[str], message: str, tmp_p
         ImageFolderData(str(tmp_path / "root"))
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "empty"])
-def test_a_damaged_image_is_named_in_one_line(damage: str, folder: Path) -> None:
-    file = folder / "bee/004.png"
-    content = {"text": b"hello", "truncated": file.read_bytes()[:200], "empty": b""}[damage]
-    file.write_bytes(content)
-    data = ImageFolderData(str(folder), image_size=8, batch_size=36)
-    message = rf"^{re.escape(str(file))} is damaged or not an image: [^\n]+$"
-    with pytest.raises(DamagedFileError, match=message) as error:
-        next(iter(data.train_dataloader()))
-    # How a loader process hands it on.
-    text = "".join(traceback.format_exception(error.value))
-    again = DamagedFileError(f"Caught DamagedFileError in DataLoader worker process 0.\nOriginal {text}")
-    assert str(again) == str(error.value)
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".cache/deep", "__MACOSX"])
+def test_hidden_folders_and_files_are_no_images_and_no_classes(hidden: str, folder: Path) -> None:
+    for place in (folder / hidden, folder / "bee" / hidden):
+        place.mkdir(parents=True)
+        (place / "000.png").write_bytes((folder / "bee/000.png").read_bytes())
+    for name in ("._a.png", ".a.png", "__MACOSX.png.txt"):
+        (folder / "bee" / name).write_text("no image")
+    items = ImageFolder(folder, image_size=8)
+    assert items.classes == ("ant", "bee", "cat") and len(items) == 36
+    assert all(items.pixels(i).shape == (3, 8, 8) for i in range(36))
 
 
-# --- what they look like ----------------------------------------------------------------------------------
-
-
-def test_a_crop_of_an_images_own_size_is_the_image() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    assert np.array_equal(np.array(center_crop(Image.fromarray(pixels), 6)), pixels)
-
-
-def test_the_middle_is_what_is_kept() -> None:
-    pixels = np.zeros((6, 12, 3), dtype=np.uint8)
-    pixels[:, 3:9] = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    for image in (pixels, pixels.swapaxes(0, 1)):
-        middle = image[:, 3:9] if image.shape[1] == 12 else image[3:9]
-        assert np.array_equal(np.array(center_crop(Image.fromarray(image), 6)), middle)
-
-
-def test_large_images_are_halved_by_averages() -> None:
-    pixels = np.random.default_rng(0).integers(0, 64, (16, 16, 3)).astype(np.uint8) * 4
-    means = pixels.reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
-    got = np.array(center_crop(Image.fromarray(pixels), 4)).astype(float)
-    assert abs(got - means.reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))).max() <= 1  # rounded twice
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (5, 23), (3, 3), (64, 9)], ids=str)
-def test_every_image_gets_the_size(shape: tuple[int, int]) -> None:
-    assert center_crop(Image.new("RGB", shape), 4).size == (4, 4)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
-def test_every_kind_of_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    white = Image.new("RGB" if mode == "CMYK" else "RGBA", (8, 8), (255,) * (3 if mode == "CMYK" else 4))
-    white.convert(mode).save(tmp_path / ("a/x.jpg" if mode == "CMYK" else "a/x.png"))
-    image, label = ImageFolder(tmp_path, image_size=4)[0]
-    assert image.shape == (3, 4, 4) and image.dtype == torch.float32 and label == 0
-    assert (image > 0.98).all()
-
-
-def test_pixels_are_the_inverse_of_rounding_to_bytes() -> None:
-    every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(from_uint8(every)), every)
-    assert from_uint8(every)[[0, 255]].tolist() == [-1.0, 1.0]
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (range(12), "label 2 is folder 10, not 2; .*: 02"),
+        ((5, 40, 300), "label 0 is folder 300, not 5; .*: 005"),
+        (("1", "02"), "label 0 is folder 02, not 1; .*: 01"),
+        (("00", "01", "02"), None),
+        ((0, 1, 2), None),
+        ((9, 10, "other"), None),
+    ],
+    ids=str,
+)
+def test_class_folders_whose_numbers_are_not_in_order_are_told(names: Any, message: str | None, tmp_path: Path) -> None:
+    write_images(tmp_path, 1, classes=tuple(map(str, names)))
+    with pytest.warns(UserWarning, match=message) if message else nullcontext():
+        assert ImageFolder(tmp_path, 8).classes == tuple(sorted(map(str, names)))
 
 
 # --- epochs -----------------------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from disa_framework.module import ARDiffusionModule
 from tests.models.tiny import tiny_mar
 
 COUNT, SHARD = 10, 4
-SETTINGS: dict[str, Any] = {
-    "num_images": COUNT, "shard_size": SHARD, "classes": ["ant", "bee"], "vae": {"scale": 0.5},
-}  # fmt: skip
+MADE: dict[str, Any] = {"num_images": COUNT, "shard_size": SHARD, "classes": ["ant", "bee"], "scale": 0.5}
 
 
 def moments() -> Tensor:
@@ -34,7 +32,7 @@ def moments() -> Tensor:
 def folder(tmp_path: Path) -> LatentsFolder:
     """Ten images of two classes in three shards."""
     folder = LatentsFolder(tmp_path / "latents")
-    folder.claim(SETTINGS)
+    folder.claim(MADE)
     for shard, part in enumerate(moments().split(SHARD)):
         folder.write(shard, part, torch.arange(SHARD * shard, SHARD * shard + len(part)) % 2)
     return folder
@@ -102,7 +100,9 @@ def test_a_folder_that_is_not_complete_is_refused(folder: LatentsFolder) -> None
         LatentsData(str(folder.path.parent))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", json.dumps({**SETTINGS, "num_images": None})])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "{}", '{"identity": {}}', json.dumps({"identity": {**MADE, "num_images": None}})]
+)
 def test_a_damaged_manifest_is_named(content: str, folder: LatentsFolder) -> None:
     folder.manifest.write_text(content)
     with pytest.raises(ValueError, match=r"latents\.json is damaged"):
@@ -118,17 +118,18 @@ def test_a_damaged_shard_is_named(share: float, folder: LatentsFolder) -> None:
         Latents(folder.path)[5]
 
 
-def test_a_claimed_folder_takes_the_same_settings_alone(folder: LatentsFolder) -> None:
+def test_a_claimed_folder_takes_the_same_identity_alone(folder: LatentsFolder) -> None:
     leftover = folder.path / ".000009.safetensors.123.tmp"
     leftover.write_bytes(b"half a shard")
-    folder.claim(SETTINGS)
-    assert not leftover.exists() and folder.finished() == {0, 1, 2}
-    with pytest.raises(ValueError, match=r"other settings \(classes, new differ"):
-        folder.claim({**SETTINGS, "classes": ["ant"], "new": 1})
+    folder.claim(MADE)
+    assert not leftover.exists() and folder.finished() == {0, 1, 2} and folder.identity() == MADE
+    with pytest.raises(ValueError, match=r"latents made otherwise \(classes, new differ"):
+        folder.claim({**MADE, "classes": ["ant"], "new": 1})
     folder.manifest.unlink()
     with pytest.raises(ValueError, match="latents that nothing describes"):
-        folder.claim(SETTINGS)
+        folder.claim(MADE)
     for shard in folder.finished():
         folder.file(shard).unlink()
-    folder.claim({"new": 1})  # nothing is bound to anything yet
-    assert folder.settings() == {"new": 1}
+    for made in ({"new": 1}, {"new": 2}):  # nothing is bound to anything yet
+        folder.claim(made)
+        assert folder.identity() == made

@@ -10,17 +10,20 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from disa_framework.data import Request, RequestData, in_turn
-from disa_framework.models.base import Condition
+from disa_framework.data import Request, RequestData
+from disa_framework.sampling.condition import Condition
 
-KINDS = pytest.mark.parametrize("condition", [torch.arange(5), list("abcde"), None], ids=["labels", "prompts", "none"])
+PHONES = {"phones": torch.arange(10).view(5, 2), "voices": (torch.arange(5), list("abcde"))}
+KINDS = pytest.mark.parametrize(
+    "condition", [torch.arange(5), list("abcde"), PHONES, None], ids=["labels", "prompts", "a dict", "none"]
+)
 
 
 def batches(
-    num_images: int, batch_size: int, finished: Collection[int] = (), condition: Condition | None = None, ranks: int = 0
+    count: int, batch_size: int, finished: Collection[int] = (), condition: Condition | None = None, ranks: int = 0
 ) -> list[Request]:
     """What is left to draw, on all ranks together."""
-    data = RequestData(num_images, condition, batch_size, lambda: finished)
+    data = RequestData(count, condition, batch_size, lambda: finished)
     if ranks:
         trainer: Any = SimpleNamespace(world_size=ranks)
         data.trainer = trainer
@@ -32,26 +35,31 @@ def places(drawn: list[Request]) -> list[list[int]]:
     return [batch.indices.tolist() for batch in drawn]
 
 
+def plain(condition: Condition) -> Any:
+    if isinstance(condition, torch.Tensor):
+        return condition.tolist()
+    if isinstance(condition, dict):
+        return {name: plain(part) for name, part in condition.items()}
+    return [plain(part) for part in condition] if isinstance(condition, tuple) else condition
+
+
 def conditions(drawn: list[Request]) -> list[Any]:
-    return [c.tolist() if isinstance(c, torch.Tensor) else c for c in (batch.condition for batch in drawn)]
-
-
-def test_labels_and_prompts_come_in_turn() -> None:
-    assert in_turn([5, 3, 8], 7) == [5, 3, 8, 5, 3, 8, 5]
-    assert in_turn(["a", "b"], 1) == ["a"]
-
-
-def test_nothing_cannot_come_in_turn() -> None:
-    with pytest.raises(ValueError, match="at least one class or prompt"):
-        in_turn([], 3)
+    return [plain(batch.condition) for batch in drawn]
 
 
 @KINDS
 def test_a_request_has_the_condition_of_its_samples(condition: Condition | None) -> None:
     drawn = batches(5, 2, [0, 1], condition)
     assert places(drawn) == [[2, 3], [4]]
-    asked = [2, 3, 4] if isinstance(condition, torch.Tensor) else list("cde")
-    assert conditions(drawn) == ([None, None] if condition is None else [asked[:2], asked[2:]])
+    expected = {
+        torch.Tensor: [[2, 3], [4]],
+        list: [["c", "d"], ["e"]],
+        dict: [
+            {"phones": [[4, 5], [6, 7]], "voices": [[2, 3], ["c", "d"]]},
+            {"phones": [[8, 9]], "voices": [[4], ["e"]]},
+        ],
+    }
+    assert conditions(drawn) == expected.get(type(condition), [None, None])
 
 
 def test_batches_are_consecutive_and_the_last_may_be_smaller() -> None:
@@ -120,15 +128,16 @@ def test_the_predict_loop_gets_whole_requests(condition: Condition | None) -> No
     assert conditions(echo.seen) == conditions(batches(5, 2, [0, 1], condition))
 
 
-@pytest.mark.parametrize("options", [{"num_images": 0}, {"batch_size": 0}, {"num_images": -3}], ids=str)
+@pytest.mark.parametrize("options", [{"count": 0}, {"batch_size": 0}, {"count": -3}], ids=str)
 def test_sizes_below_1_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="num_images >= 1 and batch_size >= 1, got"):
-        RequestData(**{"num_images": 4, **options})
+    with pytest.raises(ValueError, match="at least 1 sample, and 1 in a batch; got"):
+        RequestData(**{"count": 4, **options})
 
 
-def test_a_condition_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 images need as many labels or prompts, got 3"):
-        RequestData(4, torch.arange(3))
+@pytest.mark.parametrize("condition", [torch.arange(3), list("abc"), {"a": torch.arange(3), "b": list("abc")}])
+def test_a_condition_of_another_length_is_refused(condition: Condition) -> None:
+    with pytest.raises(ValueError, match="4 samples need a condition of as many, got one of 3"):
+        RequestData(4, condition)
 
 
 def test_requests_stay_on_the_host_where_they_are_checked() -> None:

@@ -2,23 +2,27 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from disa_framework.diagnostics import PARTS, Diagnosis, diagnose
+from disa_framework import Guidance, Lazy, SamplingConfig
+from disa_framework.diagnostics import PARTS, Diagnosis, Probe, diagnose
 from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.diagnosis import rank_correlation
 from disa_framework.diagnostics.entropy import conditional_entropy
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import watch
-from disa_framework.guidance import Guidance
-from disa_framework.models import ARDiffusionModel, MixtureAR
-from disa_framework.models.base import Condition, Delegating
-from disa_framework.models.lazy import Lazy
+from disa_framework.models import ARDiffusionModel
+from disa_framework.models.base import Delegating
 from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.condition import Condition
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DPMSolverPP, Euler, LinearFlow, Uniform
+from disa_framework.solvers import DPMSolverPP, Euler, RectifiedFlow, Uniform
+from disa_framework.toy.mixture import MixtureAR
+from examples.sequence import SequenceAR
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
@@ -29,9 +33,13 @@ STAGES = 4
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
     """Of one Gaussian, where everything is known."""
-    module = ARDiffusionModule(MixtureAR(STAGES, 1, process=LinearFlow()), Constant(3), DPMSolverPP(grid=Uniform()))
-    found = diagnose(module, count=1200, batch_size=500, repeats=4, steps=40, menu=(2, 4, 10))
-    assert module.schedule.budget(1) == (3,)
+    model, sampling = (
+        MixtureAR(STAGES, 1, process=RectifiedFlow()),
+        SamplingConfig(Constant(3), DPMSolverPP(grid=Uniform())),
+    )
+    module = ARDiffusionModule(model, sampling)
+    found = diagnose(module, probe=Probe(count=1200, batch_size=500, repeats=4, steps=40, menu=(2, 4, 10)))
+    assert module.sampling.schedule == Constant(3)
     return found
 
 
@@ -61,10 +69,13 @@ def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_pa
     assert list(diagnosis.columns) == [*names, "backbone_ms", "head_ms"]
     lines = diagnosis.table()
     assert lines[0][0] == "stage" and lines[-1][0] == "trend" and len(lines) == STAGES + 2
-    diagnosis.save(tmp_path / "stages.csv")
-    rows = list(csv.DictReader((tmp_path / "stages.csv").read_text().splitlines()))
+    page = diagnosis.save(tmp_path / "new")
+    rows = list(csv.DictReader(page.with_suffix(".csv").read_text().splitlines()))
+    assert [row["stage"] for row in rows] == list("0123")
     assert [float(row["r2"]) for row in rows] == diagnosis.columns["r2"]
-    axes = diagnosis.plot("error")
+    assert {path.stem for path in page.parent.glob("*.png")} == {*diagnosis.parts} and "trend" in page.read_text()
+    axes = Figure().subplots()
+    diagnosis.plot("error", axes)
     assert [line.get_label() for line in axes.get_lines()] == names[5:]
 
 
@@ -76,21 +87,21 @@ def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_pa
 def test_what_is_cached_is_exact_where_it_is_refreshed_and_off_in_between(
     model: ARDiffusionModel, condition: Condition
 ) -> None:
-    module = ARDiffusionModule(model, guidance=Guidance(2.0), num_stages=8)
-    found = diagnose(module, condition, parts=["caching"], steps=3)
+    module = ARDiffusionModule(model, SamplingConfig(Constant(3), guidance=Guidance(2.0), num_stages=8))
+    found = diagnose(module, condition, ["caching"], Probe(steps=3))
     for period, errors in zip((2, 4, 8), found.parts["caching"].values(), strict=True):
         assert all(error < 1e-5 for error in errors[::period])
         assert all(0 < error < 1 for stage, error in enumerate(errors) if stage % period)
         # More tokens are behind the times at every stage, until all are computed.
         assert errors[1] < max(errors[1:period]) or period == 2
-    exact = cache_errors(module, condition, len(condition), [Lazy(refresh=1)], steps=3)
+    exact = cache_errors(module, condition, len(condition), [Lazy(refresh=1)])
     assert max(exact[0]) < 1e-5
 
 
 def test_stages_are_the_same_whatever_the_batch_and_drawn_again_with_other_noise() -> None:
-    module = ARDiffusionModule(tiny_mar(), guidance=Guidance(scale=1.5), num_stages=2)
+    module = ARDiffusionModule(tiny_mar(), SamplingConfig(guidance=Guidance(scale=1.5), num_stages=2))
     labels = torch.arange(7) % 3
-    whole, parts = (watch(module, labels, 7, steps=3, repeats=2, batch_size=size) for size in (7, 3))
+    whole, parts = (watch(module, labels, Probe(steps=3, repeats=2, batch_size=size)) for size in (7, 3))
     for a, b in zip(whole, parts, strict=True):
         assert torch.allclose(a.tokens, b.tokens, atol=1e-5)
         assert a.z is not None and b.z is not None and torch.allclose(a.z, b.z, atol=1e-5)
@@ -100,9 +111,18 @@ def test_stages_are_the_same_whatever_the_batch_and_drawn_again_with_other_noise
 
 
 def test_a_model_without_a_head_of_its_own_has_no_predictability() -> None:
-    module = ARDiffusionModule(tiny_xar(), solver=Euler())
-    found = diagnose(module, torch.zeros(4, dtype=torch.long), parts=["predictability", "entropy"], steps=2, repeats=2)
+    module, labels = ARDiffusionModule(tiny_xar(), SamplingConfig(solver=Euler())), torch.zeros(4, dtype=torch.long)
+    found = diagnose(module, labels, ["predictability", "entropy"], Probe(steps=2, repeats=2))
     assert list(found.columns) == ["entropy"]
+
+
+def test_sequences_of_any_length_are_diagnosed() -> None:
+    phones = torch.arange(24 * 6).view(24, 6) % 5
+    condition = {"phones": phones, "length": 1 + torch.arange(24) % 3}  # no stage after the third one is needed
+    module = ARDiffusionModule(SequenceAR(length=6, channels=2, num_phones=5), SamplingConfig(solver=Euler()))
+    found = diagnose(module, condition, probe=Probe(steps=2, repeats=2, menu=(2, 3), batch_size=10))
+    assert len(found.rows) == 6 and {"r2", "variance", "error_3", "head_ms"} <= {*found.columns}
+    assert max(found.columns["error_2"][3:]) == 0 < found.columns["error_2"][0]
 
 
 def test_what_is_unknown_or_too_little_is_said() -> None:
@@ -110,11 +130,13 @@ def test_what_is_unknown_or_too_little_is_said() -> None:
     with pytest.raises(ValueError, match="no part 'colour': the parts of a diagnosis are predictability, "):
         diagnose(module, parts=["colour"])
     with pytest.raises(ValueError, match="at least 2 repeats, got 1"):
-        diagnose(module, repeats=1)
+        diagnose(module, probe=Probe(repeats=1))
     with pytest.raises(ValueError, match="at least 20 samples, got 5"):
-        diagnose(module, parts=["predictability"], count=5, steps=2)
-    with pytest.raises(ValueError, match="samples, steps, repeats and batch_size must be at least 1, got 0"):
-        diagnose(module, parts=["variance"], count=0)
+        diagnose(module, parts=["predictability"], probe=Probe(count=5, steps=2))
+    wrong: list[dict[str, Any]] = [{name: 0} for name in ("count", "steps", "repeats", "batch_size", "stride")]
+    for options in wrong:
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
+            Probe(**options)
 
 
 def test_a_predictor_leaves_the_global_generator_alone() -> None:
@@ -144,7 +166,7 @@ def test_predictability_does_not_depend_on_classes_coming_in_turn() -> None:
 def test_a_model_that_is_watched_is_where_the_model_is() -> None:
     watched = Delegating(MixtureAR(num_tokens=4).to("meta"))
     assert watched.device.type == "meta" and watched.dtype == watched.watched.dtype
-    assert not hasattr(watched, "cache") and hasattr(Delegating(tiny_mar()), "cache")
+    assert not watched.caches_features and Delegating(tiny_mar()).caches_features
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -7,7 +7,7 @@ import torch
 
 from disa_framework.diagnostics.diagnosis import rank_correlation
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy, mixture_entropy
-from disa_framework.models import MixtureAR
+from disa_framework.toy.mixture import MixtureAR
 
 
 def normal_entropy(variance: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,23 @@ class Case:
 def _load_weights(path: Path) -> dict[str, Tensor]:
     """Weights, which ship compressed."""
     return load_file(path) if path.exists() else load(gzip.decompress(Path(f"{path}.gz").read_bytes()))
+
+
+@dataclass(frozen=True)
+class RecordedNoise:
+    """Hands out what was recorded; rows there are ordered by image, then by place."""
+
+    io: dict[str, Tensor]
+    batch_size: int
+
+    def permutation(self, length: int) -> Tensor:
+        return self.io["orders"]
+
+    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        noise = self.io[f"ar{stage:03}/noise_init"][None]
+        if draws > 1:
+            noise = torch.cat((noise, self.io[f"ar{stage:03}/noise_steps"][: draws - 1]))
+        return noise.reshape(draws, self.batch_size, *shape).to(dtype)
 
 
 @dataclass

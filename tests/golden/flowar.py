@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, Observer, generate
-from disa_framework.generation import StageRecord
+from disa_framework import Guidance, Observer, SamplingConfig, StageRecord, generate
 from disa_framework.models import FlowAR
 from disa_framework.models.base import Proposal
 from disa_framework.models.flowar import TrainingDraws
 from disa_framework.schedules import Linear
 from disa_framework.solvers import Euler, Halves
-from tests.golden.case import Case, Report, compare_gradients
+from tests.golden.case import Case, RecordedNoise, Report, compare_gradients
 
 
 def build(case: Case) -> FlowAR:
@@ -41,19 +39,6 @@ def build(case: Case) -> FlowAR:
     return model.eval()
 
 
-class RecordedNoise:
-    """Hands out what was recorded."""
-
-    def __init__(self, io: dict[str, Tensor]) -> None:
-        self.io = io
-
-    def permutation(self, length: int) -> Tensor:
-        raise AssertionError("FlowAR draws no order")
-
-    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.io[f"ar{stage:03}/noise_init"][None].to(dtype)
-
-
 class Watcher(Observer):
     """Compares every stage with the record, from what passes through the head."""
 
@@ -62,7 +47,6 @@ class Watcher(Observer):
         self.stage: dict[str, Any] = {}
         net = model.flownet
         net.register_forward_hook(self._head)
-        net.cond_embed.register_forward_hook(lambda _, args, __: self.stage.update(z=args[0]))
         net.time_embed.register_forward_hook(lambda _, args, __: self.stage.update(times=args[0]))
 
     def _head(self, _: object, args: tuple[Any, ...], out: Tensor) -> None:
@@ -71,7 +55,7 @@ class Watcher(Observer):
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
         self.report.compare_exactly("requested_steps", steps, self.case.info["per_step"][stage]["requested_steps"])
-        self.stage = {"x": [], "out": []}
+        self.stage = {"x": [], "out": [], "z": proposal.z}
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
         B, k, step = len(tokens), record.stage, self.case.info["per_step"][record.stage]
@@ -103,10 +87,12 @@ def replay_sampling(case: Case) -> Report:
     latents = generate(
         model,
         case.io["labels"],
-        schedule=Linear(options["flow_upper_steps"], options["flow_lower_steps"]),
-        solver=Euler(Halves()),
-        guidance=Guidance(options["cfg"], interval=(0.0, options["guidance"])),
-        noise=RecordedNoise(case.io),
+        SamplingConfig(
+            Linear(options["flow_upper_steps"], options["flow_lower_steps"]),
+            Euler(Halves()),
+            guidance=Guidance(options["cfg"], interval=(0.0, options["guidance"])),
+        ),
+        noise=RecordedNoise(case.io, len(case.io["labels"])),
         observers=[Watcher(model, case, report)],
     )
     report.compare("latents", latents, case.io["latents"])

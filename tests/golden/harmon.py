@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from disa_framework import Guidance, generate
-from disa_framework.generation import StageRecord
+from disa_framework import Guidance, SamplingConfig, StageRecord, generate
 from disa_framework.models import Harmon
 from disa_framework.models.harmon import Qwen2
-from disa_framework.models.layers import patchify
+from disa_framework.nn.tokens import patchify
 from disa_framework.solvers import Solver
-from tests.golden.case import Case, Report
-from tests.golden.mar import RecordedNoise, Watcher, mar_of, schedule_of, solver_of
+from tests.golden.case import Case, RecordedNoise, Report
+from tests.golden.mar import RAMP, Watcher, mar_of, schedule_of, solver_of
 
 
 class RecordedPrompts(Harmon):
@@ -31,7 +30,7 @@ class RecordedPrompts(Harmon):
 def build(case: Case) -> RecordedPrompts:
     """The model of a case, with its weights."""
     arguments = dict(case.info["mar_kwargs"])
-    for name in ("diff_upper_steps", "diff_lower_steps", "diff_annealing_strategy"):
+    for name in RAMP:
         del arguments[name]
     size = Qwen2(**{field.name: case.info["llm_config"][field.name] for field in fields(Qwen2)})
     shape = case.info["sampling"]["image_shape"]
@@ -83,13 +82,13 @@ def replay(case: Case) -> Report:
     latents = generate(
         model,
         [str(row) for row in range(images)],
-        schedule=schedule_of(
-            "DiSA", options["diff_annealing_strategy"], options["diff_upper_steps"], options["diff_lower_steps"]
+        SamplingConfig(
+            schedule_of("DiSA", *(options[name] for name in RAMP)),
+            solver,
+            sampling["num_iter"],
+            Guidance(sampling["cfg"], sampling["cfg_schedule"]),
         ),
-        solver=solver,
-        num_stages=sampling["num_iter"],
-        guidance=Guidance(sampling["cfg"], sampling["cfg_schedule"]),
-        noise=RecordedNoise(case.io),
+        noise=RecordedNoise(case.io, images),
         observers=[LanguageWatcher(model, solver, case, report)],
     )
     report.compare("tokens", patchify(latents, 1), case.io["tokens"])

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, Observer, generate
-from disa_framework.generation import StageRecord
+from disa_framework import Guidance, Observer, SamplingConfig, StageRecord, generate
 from disa_framework.models import MAR
 from disa_framework.models.base import Proposal
-from disa_framework.models.layers import patchify
 from disa_framework.models.mar import TrainingDraws
+from disa_framework.nn.tokens import patchify
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.solvers import DDIM, DDPM, DPMSolver, DPMSolverPP, Solver, Spaced, Strided, UniformTime
-from tests.golden.case import Case, Report, compare_gradients
+from tests.golden.case import Case, RecordedNoise, Report, compare_gradients
 
 _RENAMED = {
     "vae_embed_dim": "latent_channels",
@@ -29,6 +27,8 @@ _RENAMED = {
     "diffloss_w": "head_width",
     "label_drop_prob": "label_dropout",
 }
+RAMP = ("diff_annealing_strategy", "diff_upper_steps", "diff_lower_steps")
+"""Published options that make a schedule."""
 
 
 def mar_of(published: dict[str, Any], norm_eps: float) -> MAR:
@@ -66,22 +66,6 @@ def schedule_of(sampler: str, strategy: str, upper: int, lower: int) -> StepSche
     return ramps[strategy]
 
 
-class RecordedNoise:
-    """Hands out what was recorded; rows there are ordered by image, then by place."""
-
-    def __init__(self, io: dict[str, Tensor]) -> None:
-        self.io = io
-
-    def permutation(self, length: int) -> Tensor:
-        return self.io["orders"]
-
-    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        noise = self.io[f"ar{stage:03}/noise_init"][None]
-        if draws > 1:
-            noise = torch.cat((noise, self.io[f"ar{stage:03}/noise_steps"][: draws - 1]))
-        return noise.unflatten(1, (-1, shape[0])).to(dtype)
-
-
 class Watcher(Observer):
     """Compares every stage with the record, from what passes through the head."""
 
@@ -91,7 +75,6 @@ class Watcher(Observer):
         self.stage: dict[str, Any] = {}
         net = mar.diffloss.net
         net.register_forward_hook(self._head)
-        net.cond_embed.register_forward_hook(lambda _, args, __: self.stage.update(z=args[0]))
         net.time_embed.register_forward_hook(lambda _, args, __: self.stage.update(times=args[0]))
 
     def _head(self, _: object, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -105,7 +88,7 @@ class Watcher(Observer):
         self._exact("mask_to_pred", drawn, io[f"ar{stage:03}/mask_to_pred"])
         self.report.compare_exactly("requested_steps", steps, step["requested_diffusion_steps"])
         self.masked = self.masked - drawn
-        self.stage = {"x": [], "out": []}
+        self.stage = {"x": [], "out": [], "z": proposal.z}
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
         B, step = len(tokens), self.case.info["per_step"][record.stage]
@@ -143,14 +126,14 @@ def replay_sampling(case: Case) -> Report:
     latents = generate(
         model,
         case.io.get("labels") if sampling["class_conditional"] else None,
-        schedule=schedule_of(
-            sampler, options["diff_annealing_strategy"], options["diff_upper_steps"], options["diff_lower_steps"]
+        SamplingConfig(
+            schedule_of(sampler, *(options[name] for name in RAMP)),
+            solver,
+            sampling["num_iter"],
+            Guidance(sampling["cfg"], sampling["cfg_schedule"]) if guided else Guidance(),
         ),
-        solver=solver,
-        num_stages=sampling["num_iter"],
-        guidance=Guidance(sampling["cfg"], sampling["cfg_schedule"]) if guided else None,
         batch_size=sampling["bsz"],
-        noise=RecordedNoise(case.io),
+        noise=RecordedNoise(case.io, sampling["bsz"]),
         observers=[Watcher(model, solver, case, report)],
     )
     report.compare("tokens", patchify(latents, model.patch_size), case.io["tokens"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from disa_framework.models import Autoencoder
-from disa_framework.models.autoencoder import posterior, sample_posterior
-from disa_framework.models.checkpoint import apply_weights
+from disa_framework.hub.checkpoint import apply_weights
+from disa_framework.tokenizers import Autoencoder
+from disa_framework.tokenizers.autoencoder import posterior, sample_posterior
 from tests.golden.case import Case, Report
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from disa_framework import Guidance, Observer, generate
-from disa_framework.generation import StageRecord
+from disa_framework import Guidance, Observer, SamplingConfig, StageRecord, generate
 from disa_framework.models import XAR
 from disa_framework.models.base import Proposal
 from disa_framework.models.xar import TrainingDraws
 from disa_framework.schedules import Linear
 from disa_framework.solvers import Euler, EulerMaruyama
-from tests.golden.case import Case, Report, compare_gradients
+from tests.golden.case import Case, RecordedNoise, Report, compare_gradients
 
 _SOLVERS = {"euler": Euler(), "euler_maruyama": EulerMaruyama()}
 
@@ -37,20 +33,6 @@ def build(case: Case) -> XAR:
     )
     model.load_state_dict(case.weights)
     return model.eval()
-
-
-class RecordedNoise:
-    """Hands out what was recorded."""
-
-    def __init__(self, io: dict[str, Tensor]) -> None:
-        self.io = io
-
-    def permutation(self, length: int) -> Tensor:
-        raise AssertionError("xAR draws no order")
-
-    def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        noise = self.io[f"ar{stage:03}/noise_init"][None].to(dtype)
-        return noise if draws == 1 else torch.cat((noise, self.io[f"ar{stage:03}/noise_steps"].to(dtype)))
 
 
 class Watcher(Observer):
@@ -94,10 +76,12 @@ def replay_sampling(case: Case) -> Report:
     latents = generate(
         model,
         case.io["labels"],
-        schedule=Linear(options["flow_upper_steps"], options["flow_lower_steps"]),
-        solver=_SOLVERS[options["sampler"]],
-        guidance=Guidance(options["cfg"]),
-        noise=RecordedNoise(case.io),
+        SamplingConfig(
+            Linear(options["flow_upper_steps"], options["flow_lower_steps"]),
+            _SOLVERS[options["sampler"]],
+            guidance=Guidance(options["cfg"]),
+        ),
+        noise=RecordedNoise(case.io, len(case.io["labels"])),
         observers=[Watcher(model, case, report)],
     )
     report.compare("latents", latents, case.io["latents"])

@@ -1,32 +1,31 @@
 """FID is the Fréchet formula, from images or from statistics alike."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from disa_framework.data import DigitsData
-from disa_framework.metrics import DigitsFeatures, DigitsLogits, FeatureExtractor, to_uint8
-from disa_framework.metrics.fid import (
-    fid,
-    inception_score,
+from disa_framework.metrics import (
+    Features,
+    FrechetDistance,
+    features_of,
+    frechet_distance,
     load_statistics,
-    reference_statistics,
     save_statistics,
-    set_reference,
-)
-
-
-class Flat(FeatureExtractor):
-    """Two pixels per image, as features."""
-
-    num_features = 2
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1).float()
+    to_uint8,
+)  # fmt: skip
+from disa_framework.toy.classifier import DigitsFeatures
+from disa_framework.toy.digits import DigitsData
+from tests.evaluated import Pixels
 
 
 @pytest.fixture(scope="module")
@@ -39,100 +38,92 @@ def fake() -> Tensor:
     return to_uint8(DigitsData("random").val_dataset().tensors[0])
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    """The formula in float64, with the matrix square root taken as such."""
-    x, y = a.double().numpy(), b.double().numpy()
-    sigma_x, sigma_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = scipy.linalg.sqrtm(sigma_x @ sigma_y).real
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sigma_x + sigma_y - 2 * root))
+def gaussian(mu: list[float], sigma: list[list[float]]) -> Features:
+    return Features(torch.tensor(mu).double(), torch.tensor(sigma).double())
 
 
-def test_fid_is_the_frechet_formula_on_the_features(real: Tensor, fake: Tensor) -> None:
-    extractor = DigitsFeatures()
-    metric = fid(extractor)
-    for batch in real.split(400):
-        metric.update(batch, real=True)
-    metric.update(fake, real=False)
-    expected = frechet(extractor(real), extractor(fake))
-    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+ROOTS: dict[str, Callable[[Any], Any]] = {
+    "scipy": lambda product: np.trace(scipy.linalg.sqrtm(product).real),
+    "torch-fidelity": lambda product: np.sqrt(np.linalg.eigvals(product).astype("complex128")).real.sum(),
+}
+"""The trace of the root of a product, as others compute it."""
 
 
-def test_fid_from_statistics_equals_fid_from_their_images(real: Tensor, fake: Tensor, tmp_path: Path) -> None:
-    from_images, from_file = fid(DigitsFeatures()), fid(DigitsFeatures())
-    from_images.update(real, real=True)
-    save_statistics(tmp_path / "reference.npz", *reference_statistics(from_images))
-    set_reference(from_file, *load_statistics(tmp_path / "reference.npz"))
-    for metric in (from_images, from_file):
-        metric.update(fake, real=False)
-    assert from_file.compute().item() == pytest.approx(from_images.compute().item(), rel=1e-6)
+@pytest.mark.parametrize("root", ROOTS.values(), ids=ROOTS)
+def test_the_distance_is_the_published_formula(root: Callable[[Any], Any], real: Tensor, fake: Tensor) -> None:
+    a, b = (features_of(DigitsFeatures(), images) for images in (fake, real))
+    rest = (a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace()
+    expected = rest.item() - 2 * float(root(a.sigma.numpy() @ b.sigma.numpy()))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
-def test_statistics_survive_the_way_through_a_metric_and_a_file(tmp_path: Path) -> None:
-    mu, sigma = torch.tensor([3.0, -1.0]).double(), torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
-    metric = fid(Flat())
-    set_reference(metric, mu, sigma)
-    save_statistics(tmp_path / "s.npz", *reference_statistics(metric))
-    for got, expected in zip(load_statistics(tmp_path / "s.npz"), (mu, sigma), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+def test_the_distance_is_torchmetrics_own(real: Tensor, fake: Tensor) -> None:
+    network = DigitsFeatures()
+    theirs = FrechetInceptionDistance(network)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    found = frechet_distance(features_of(network, fake), features_of(network, real))
+    assert found == pytest.approx(theirs.compute().item(), rel=1e-6)  # which is rounded to float32
 
 
-def test_more_images_can_join_a_reference_of_known_count(real: Tensor) -> None:
-    whole, parts = fid(DigitsFeatures()), fid(DigitsFeatures())
-    whole.update(real, real=True)
-    parts.update(real[:600], real=True)
-    set_reference(parts, *reference_statistics(parts), count=600)
-    parts.update(real[600:], real=True)
-    for got, expected in zip(reference_statistics(parts), reference_statistics(whole), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_singular_covariances_have_a_distance(rank: int) -> None:
+    """Covariances of few images, whose square root is known: they share their directions."""
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double()).Q
+    spread_a, spread_b = torch.zeros(2, 8).double()
+    spread_a[:rank], spread_b[:rank] = torch.arange(1, rank + 1), 4.0
+    a, b = (Features(basis[0], (basis * s.square()) @ basis.T) for s in (spread_a, spread_b))
+    assert frechet_distance(a, b) == pytest.approx((spread_a - spread_b).square().sum().item(), rel=1e-6, abs=1e-6)
+    assert abs(frechet_distance(a, a)) < 1e-6
 
 
-def test_a_reference_set_on_every_rank_stays_the_same_when_ranks_are_summed(real: Tensor) -> None:
-    metric = fid(DigitsFeatures())
-    metric.update(real, real=True)
-    mu, sigma = reference_statistics(metric)
-    set_reference(metric, mu, sigma)
-    for state in ("real_features_sum", "real_features_cov_sum", "real_features_num_samples"):
-        setattr(metric, state, 8 * getattr(metric, state))
-    torch.testing.assert_close(reference_statistics(metric), (mu, sigma), rtol=1e-8, atol=1e-11)
+def test_the_distance_of_gaussians_with_diagonal_covariance_is_known() -> None:
+    a, b = gaussian([1, 5], [[4, 0], [0, 9]]), gaussian([4, 1], [[1, 0], [0, 25]])
+    for x, y in ((a, b), (b, a)):
+        assert frechet_distance(x, y) == pytest.approx(3**2 + 4**2 + (2 - 1) ** 2 + (3 - 5) ** 2, rel=1e-12)
 
 
-def test_identical_sets_have_no_distance(real: Tensor) -> None:
-    metric = fid(DigitsFeatures())
-    metric.update(real, real=True)
-    metric.update(real.flip(0), real=False)
-    assert abs(metric.compute().item()) < 1e-5
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_distance_is_computed_where_the_features_are() -> None:
+    a, b = gaussian([0, 0], [[1, 0], [0, 1]]), gaussian([1, 1], [[2, 1], [1, 2]])
+    there = Features(a.mu.cuda(), a.sigma.cuda())
+    assert frechet_distance(there, b) == pytest.approx(frechet_distance(a, b), rel=1e-9)
 
 
-def test_fid_sees_a_wrong_share_of_inverted_images(real: Tensor) -> None:
-    metric = fid(DigitsFeatures())
-    metric.update(DigitsData("random").reference_images(), real=True)
-    metric.update(real, real=False)
-    assert metric.compute().item() > 1
+def test_a_metric_adds_up_portions_and_keeps_its_reference_on_reset(real: Tensor, fake: Tensor) -> None:
+    network = DigitsFeatures()
+    reference = features_of(network, real)
+    metric = FrechetDistance(network, reference)
+    for _ in range(2):
+        for part in fake.split(100):
+            metric.update(part)
+        expected = frechet_distance(features_of(network, fake), reference)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
+        metric.reset()
+    metric.update(real.flip(0))
+    assert abs(metric.compute()) < 1e-5
 
 
-def test_reset_keeps_the_reference_and_a_new_reference_is_used_at_once(real: Tensor, fake: Tensor) -> None:
-    metric = fid(DigitsFeatures())
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    first = metric.compute()
-    metric.reset()
-    metric.update(fake, real=False)
-    assert metric.compute() == first
-    mu, sigma = reference_statistics(metric)
-    set_reference(metric, mu + 1, sigma)
-    assert metric.compute() > first
+def test_it_sees_a_wrong_share_of_inverted_images(real: Tensor) -> None:
+    a, b = (features_of(DigitsFeatures(), images) for images in (real, DigitsData("random").reference_images()))
+    assert frechet_distance(a, b) > 1
 
 
-def test_inception_score_is_reproducible_and_leaves_the_global_random_state(real: Tensor) -> None:
-    metric = inception_score(DigitsLogits())
-    metric.update(real)
-    before = torch.get_rng_state()
-    score, deviation = metric.compute()
-    assert torch.equal(torch.get_rng_state(), before)
-    other = inception_score(DigitsLogits())
-    other.update(real)
-    assert (score, deviation) == other.compute()
-    assert 1 < score <= 10
+def _distance_on_two(rank: int, place: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=2)
+    metric = FrechetDistance(Pixels(), gaussian([0, 0], [[1, 0], [0, 1]]))
+    if rank == 0:
+        metric.update(torch.arange(20).reshape(10, 1, 1, 2).byte())
+    torch.save(metric.compute(), f"{place}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_that_drew_nothing_computes_what_the_other_does(tmp_path: Path) -> None:
+    spawn(_distance_on_two, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    metric = FrechetDistance(Pixels(), gaussian([0, 0], [[1, 0], [0, 1]]))
+    metric.update(torch.arange(20).reshape(10, 1, 1, 2).byte())
+    assert found == [metric.compute()] * 2
 
 
 def test_to_uint8_rounds_and_clamps() -> None:
@@ -144,34 +135,56 @@ def test_to_uint8_rounds_and_clamps() -> None:
         assert to_uint8(torch.tensor([-1.0, 0.0, 1.0], dtype=dtype)).tolist() == [0, 128, 255]
 
 
-def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "s.npz"
-    with pytest.raises(FileNotFoundError, match=r"s\.npz"):
-        load_statistics(path)
-    path.write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match=r"not an \.npz"):
-        load_statistics(path)
-    np.savez(path, mu=np.zeros(2))
-    with pytest.raises(ValueError, match=r"lacks \['sigma'\]"):
-        load_statistics(path)
-    np.savez(path, mu=np.zeros(2), sigma=np.zeros((3, 3)))
-    with pytest.raises(ValueError, match=r"mu \[2\] and sigma \[3, 3\]"):
-        load_statistics(path)
+# --- statistics in files ------------------------------------------------------------------------------------
 
 
-def test_pickled_statistics_are_not_executed(tmp_path: Path) -> None:
-    np.savez(tmp_path / "s.npz", mu=np.array([print], dtype=object), sigma=np.zeros((1, 1)))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+def test_statistics_survive_the_way_through_a_file(tmp_path: Path) -> None:
+    known = gaussian([3, -1], [[2, 0.5], [0.5, 1]])
+    save_statistics(tmp_path / "s.npz", known)
+    found = load_statistics(tmp_path / "s.npz")
+    assert torch.equal(found.mu, known.mu) and torch.equal(found.sigma, known.sigma)
+
+
+NAN, INF, EYE = float("nan"), float("inf"), np.eye(2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(2)}, r"lacks \['sigma'\]"),
+        ({"mu": np.zeros(2), "sigma": np.zeros((3, 3))}, r"mu \[2\] and sigma \[3, 3\]"),
+        ({"mu": np.zeros((2, 2)), "sigma": EYE}, r"mu \[2, 2\]"),
+        ({"mu": np.array([0, NAN]), "sigma": EYE}, "NaN or infinity"),
+        ({"mu": np.array([-INF, 0]), "sigma": EYE}, "NaN or infinity"),
+        ({"mu": np.zeros(2), "sigma": np.full((2, 2), NAN)}, "NaN or infinity"),
+        ({"mu": np.zeros(2), "sigma": np.diag([1, INF])}, "NaN or infinity"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [3, 1]])}, "no covariance"),
+        ({"mu": np.zeros(2), "sigma": -EYE}, "no covariance"),
+        ({"mu": np.array(["a", "b"]), "sigma": EYE}, "no .npz with mu and sigma"),
+        ({"mu": np.array([print], dtype=object), "sigma": np.zeros((1, 1))}, "allow_pickle=False"),
+    ],
+)
+def test_statistics_that_cannot_be_used_are_named_in_one_line(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"^[^\n]*s\.npz[^\n]*{message}[^\n]*$"):
         load_statistics(tmp_path / "s.npz")
 
 
-def test_statistics_of_another_extractor_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"64 features need \[64\]"):
-        set_reference(fid(DigitsFeatures()), torch.zeros(2), torch.eye(2))
-    with pytest.raises(ValueError, match="count=1"):
-        set_reference(fid(Flat()), torch.zeros(2), torch.eye(2), count=1)
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\3\4 cut short"])
+def test_a_file_that_is_no_archive_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"s\.npz is no \.npz"):
+        load_statistics(tmp_path / "s.npz")
+    with pytest.raises(FileNotFoundError, match=r"t\.npz"):
+        load_statistics(tmp_path / "t.npz")
 
 
-def test_an_empty_reference_has_no_statistics() -> None:
-    with pytest.raises(ValueError, match="0 images"):
-        reference_statistics(fid(Flat()))
+def test_statistics_of_another_network_or_that_are_no_numbers_are_refused() -> None:
+    plain = gaussian([0, 0], [[1, 0], [0, 1]])
+    with pytest.raises(ValueError, match="statistics of 2 features, DigitsFeatures gives 64"):
+        FrechetDistance(DigitsFeatures(), plain)
+    for broken in (gaussian([0, NAN], [[1, 0], [0, 1]]), gaussian([0, 0], [[1, 0], [0, INF]])):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            frechet_distance(plain, broken)

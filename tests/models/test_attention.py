@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disa_framework import Guidance, generate
-from disa_framework.models import attention
-from disa_framework.models.attention import AttentionLayer, Backend, KVCache, Past, attend, use_attention
-from disa_framework.models.layers import Block
-from disa_framework.schedules import Constant
-from disa_framework.solvers import DDPM
-from tests.models.tiny import tiny_mar
+from disa_framework import Guidance
+from disa_framework.nn import attention
+from disa_framework.nn.attention import AttentionLayer, Backend, KVCache, Past, attend, use_attention
+from disa_framework.nn.transformer import Block
+from tests.models.tiny import draw, tiny_mar
 
 B, h, d = 2, 3, 4
 
@@ -187,9 +185,7 @@ def test_a_model_draws_the_same_with_every_back_end(flash_on_cpu: Flash) -> None
         model = tiny_mar()
         use_attention(model, backend)
         labels = torch.tensor([0, 1])
-        drawn[backend] = generate(
-            model, labels, schedule=Constant(2), solver=DDPM(), guidance=Guidance(2.0), num_stages=2
-        )
+        drawn[backend] = draw(model, labels, guidance=Guidance(2.0), num_stages=2)
     assert len(flash_on_cpu.asked) == 2 * 2 * 2  # back ends, stages, layers
     torch.testing.assert_close(drawn["flash"], drawn["sdpa"], rtol=0, atol=1e-5)
     assert torch.equal(drawn["auto"], drawn["flash"])

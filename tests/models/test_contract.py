@@ -4,57 +4,55 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon, MixtureAR
-from disa_framework.models.base import Condition
-from disa_framework.solvers import Cosine, LinearFlow, Process
+from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon
+from disa_framework.sampling.condition import Condition
+from disa_framework.solvers import Process, RectifiedFlow, VPCosine
 from disa_framework.testing import ModelContract
+from disa_framework.toy.mixture import MixtureAR
+from examples.sequence import SequenceAR
+from tests.models.tiny import filled, tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, save_tokenizer, tiny_harmon
 
 
 class TestMixtureAR(ModelContract):
-    @pytest.fixture(params=[1, 2], ids=["1 class", "2 classes"])
+    @pytest.fixture(params=[0, 1, 2], ids=lambda count: f"{count} classes")
     def num_classes(self, request: pytest.FixtureRequest) -> int:
         return request.param
 
-    @pytest.fixture(params=[Cosine(), LinearFlow()], ids=["cosine", "flow"])
+    @pytest.fixture(params=[VPCosine(), RectifiedFlow()], ids=["cosine", "flow"])
     def process(self, request: pytest.FixtureRequest) -> Process:
         return request.param
 
+    def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
+        bad = super().bad_conditions(model)
+        return bad if model.num_classes else {"leave the condition out": torch.tensor([0, 0])}
+
     @pytest.fixture
     def model(self, num_classes: int, process: Process) -> MixtureAR:
-        return MixtureAR(num_tokens=6, num_components=4, num_classes=num_classes, process=process)
+        model = MixtureAR(num_tokens=6, num_components=4, num_classes=max(num_classes, 1), process=process)
+        model.num_classes = num_classes  # with 0 it cannot be asked for anything
+        return model
 
 
 class TestMAR(ModelContract):
     @pytest.fixture(params=[1, 2], ids=["patch 1", "patch 2"])
     def model(self, request: pytest.FixtureRequest) -> MAR:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = MAR(
-                latent_size=4 * request.param, latent_channels=2, patch_size=request.param, num_classes=3,
-                encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=24, decoder_depth=2,
-                decoder_heads=2, head_depth=2, head_width=16, buffer_size=3,
-            )  # fmt: skip
-            for parameter in model.parameters():  # some of which start at zero
-                torch.nn.init.normal_(parameter, std=0.2)
-        return model.eval()
+        return tiny_mar(
+            latent_size=4 * request.param, latent_channels=2, patch_size=request.param, decoder_width=24,
+            decoder_depth=2, head_depth=2, buffer_size=3,
+        )  # fmt: skip
 
 
 class TestCausalAR(ModelContract):
     @pytest.fixture(params=[1, 2], ids=["patch 1", "patch 2"])
     def model(self, request: pytest.FixtureRequest) -> CausalAR:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = CausalAR(
-                latent_size=3 * request.param, latent_channels=2, patch_size=request.param, num_classes=3,
-                width=16, depth=2, heads=2, head_depth=2, head_width=16,
-            )  # fmt: skip
-            for parameter in model.parameters():  # some of which start at zero
-                torch.nn.init.normal_(parameter, std=0.2)
-        return model.eval()
+        model = CausalAR(
+            latent_size=3 * request.param, latent_channels=2, patch_size=request.param, num_classes=3, width=16,
+            depth=2, heads=2, head_depth=2, head_width=16,
+        )  # fmt: skip
+        return filled(model, 0.2, torch.Generator().manual_seed(0))
 
 
 class TestFlowAR(ModelContract):
@@ -76,8 +74,29 @@ class TestHarmon(ModelContract):
     def model(self, request: pytest.FixtureRequest, tmp_path: Path) -> Harmon:
         return tiny_harmon(save_tokenizer(tmp_path), image_size=request.param)
 
-    def condition(self, model: ARDiffusionModel, indices: Tensor) -> Condition:
-        return [PROMPTS[i % len(PROMPTS)] for i in indices.tolist()]
+    def condition(self, model: ARDiffusionModel) -> Condition:
+        return PROMPTS
 
     def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
         return {"give texts, not labels": torch.tensor([0, 1]), "must be a list of texts, got 'ab'": "ab"}
+
+
+class TestSequenceAR(ModelContract):
+    @pytest.fixture
+    def model(self) -> SequenceAR:
+        model = SequenceAR(length=6, channels=2, num_phones=5)
+        return filled(model, 0.2, torch.Generator().manual_seed(0))
+
+    def condition(self, model: ARDiffusionModel) -> Condition:
+        generator = torch.Generator().manual_seed(0)
+        return {"phones": torch.randint(5, (4, 6), generator=generator), "length": torch.tensor([3, 6, 1, 4])}
+
+    def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
+        phones, length = torch.zeros(2, 6, dtype=torch.int64), torch.tensor([1, 6])
+        return {
+            "a dictionary of phones .* and length, got Tensor": length,
+            r"phones must be \['B', 6\], 0 … 4, got": {"phones": phones[:, :5], "length": length},
+            "phones must be .* got": {"phones": phones + 5, "length": length},
+            r"length must be \['B'\], 1 … 6, got": {"phones": phones, "length": length + 1},
+            "same number of samples": {"phones": phones, "length": length[:1]},
+        }

@@ -16,13 +16,10 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from disa_framework import Guidance, PhiloxNoise, generate
+from disa_framework import Guidance
 from disa_framework.models import ARDiffusionModel, Harmon, harmon_0_5b, harmon_1_5b
 from disa_framework.models.harmon import Qwen2, Vocabulary, request, resize_table
-from disa_framework.models.mar import MARState
-from disa_framework.schedules import Constant
-from disa_framework.solvers import DDPM
-from tests.models.tiny import TINY
+from tests.models.tiny import TINY, begin, draw
 from tests.models.tiny_harmon import PROMPTS, TINY_QWEN, VOCABULARY, save_tokenizer, tiny_harmon
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "data" / "manifests"
@@ -34,11 +31,6 @@ def words(tmp_path: Path) -> str:
     return save_tokenizer(tmp_path / "words")
 
 
-def draw(model: Harmon, prompts: list[str] | None, **options: Any) -> Tensor:
-    settings: dict[str, Any] = {"schedule": Constant(3), "solver": DDPM(), "num_stages": 4}
-    return generate(model, prompts, **{**settings, **options})
-
-
 @contextmanager
 def language_inputs(model: Harmon) -> Iterator[list[dict[str, Any]]]:
     """What the language model is given meanwhile."""
@@ -48,19 +40,11 @@ def language_inputs(model: Harmon) -> Iterator[list[dict[str, Any]]]:
     handle.remove()
 
 
-def begin(model: Harmon, prompts: list[str]) -> MARState:
-    """A guided run of four stages."""
-    noise = PhiloxNoise(0, torch.arange(len(prompts)))
-    return model.begin(prompts, 4, Guidance(3.0), noise, len(prompts))
-
-
 # --- language ---------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_put_as_the_language_model_was_trained_to_read_it(words: str) -> None:
-    assert request("a red cat") == (
-        "<|im_start|>user\nGenerate an image: a red cat<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert request("a red cat") == ("<|im_start|>user\nGenerate an image: a red cat<|im_end|>\n<|im_start|>assistant\n")
     assert request(None) == "<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n"
     read = "<|im_start|> user Generate an image : a red cat <|im_end|> <|im_start|> assistant"
     ids, lengths = tiny_harmon(words).pad(["a red cat", None])
@@ -81,7 +65,7 @@ def test_prompts_are_read_once_and_every_stage_reads_the_visible_tokens_and_then
     model = tiny_harmon(words)
     S = model.mar.buffer_size
     with language_inputs(model) as inputs:
-        draw(model, PROMPTS[:2], guidance=Guidance(3.0))
+        draw(model, PROMPTS[:2], num_stages=4, guidance=Guidance(3.0))
     prompt, *stages = inputs
     lengths = model.pad([*PROMPTS[:2], None, None])[1]
     assert prompt["input_ids"].shape == (4, lengths.max())
@@ -113,23 +97,9 @@ def test_the_language_model_is_causal_over_the_image_and_blind_to_padding(words:
 
 
 @torch.inference_mode()
-def test_a_stage_that_is_proposed_again_is_the_same(words: str) -> None:
-    model = tiny_harmon(words)
-    state = begin(model, PROMPTS)
-    state = model.accept(state, model.propose(state, 0), torch.ones(4, 2, 2))
-
-    def out() -> Tensor:
-        return model.propose(state, 1).denoise(model.process.nodes([500]))(torch.ones(4, 3, 2), 0)
-
-    first = out()
-    assert state.context.cache.get_seq_length() == model.pad(PROMPTS)[0].shape[1]
-    assert torch.equal(first, out())
-
-
-@torch.inference_mode()
 def test_the_backbone_reads_visible_tokens_alone_and_in_raster_order(words: str) -> None:
     model = tiny_harmon(words)
-    context, tokens = begin(model, PROMPTS[:2]).context, torch.randn(2, 16, 2)
+    context, tokens = begin(model, PROMPTS[:2], guidance=Guidance(3.0)).context, torch.randn(2, 16, 2)
     visible, drawn = torch.tensor([[0, 3, 5, 8]]).expand(2, -1), torch.tensor([[1, 2, 7]]).expand(2, -1)
     z = model.backbone(tokens, context, visible, drawn)
     assert torch.equal(model.backbone(tokens, context, visible[:, [2, 0, 3, 1]], drawn), z)
@@ -143,18 +113,18 @@ def test_the_backbone_reads_visible_tokens_alone_and_in_raster_order(words: str)
 def test_the_encoder_runs_once_for_both_branches(words: str) -> None:
     model, rows = tiny_harmon(words), []
     model.mar.encoder_norm.register_forward_hook(lambda _, __, out: rows.append(len(out)))
-    draw(model, PROMPTS[:3], guidance=Guidance(3.0))
+    draw(model, PROMPTS[:3], num_stages=4, guidance=Guidance(3.0))
     assert rows == [3] * 4
 
 
 def test_every_prompt_is_drawn_its_own_way(words: str) -> None:
-    images = draw(tiny_harmon(words), PROMPTS, indices=torch.zeros(4, dtype=torch.int64))
+    images = draw(tiny_harmon(words), PROMPTS, num_stages=4, indices=torch.zeros(4, dtype=torch.int64))
     assert len(images.flatten(1).unique(dim=0)) == 4
 
 
 @pytest.mark.parametrize("place", range(2))
 def test_a_guided_image_does_not_depend_on_the_length_of_other_prompts(place: int, words: str) -> None:
-    model, options = tiny_harmon(words), {"guidance": Guidance(3.0, "constant")}
+    model, options = tiny_harmon(words), {"guidance": Guidance(3.0, "constant"), "num_stages": 4}
     prompts = ["cat", "a blue dog on the moon and on the red moon"]
     batch = draw(model, prompts, indices=torch.arange(2), **options)
     alone = draw(model, prompts[place : place + 1], indices=torch.tensor([place]), **options)
@@ -162,7 +132,7 @@ def test_a_guided_image_does_not_depend_on_the_length_of_other_prompts(place: in
 
 
 def test_both_attentions_of_transformers_agree(words: str) -> None:
-    images = [draw(tiny_harmon(words, attn_implementation=name), PROMPTS, guidance=Guidance(3.0))
+    images = [draw(tiny_harmon(words, attn_implementation=name), PROMPTS, num_stages=4, guidance=Guidance(3.0))
         for name in ("eager", "sdpa")]  # fmt: skip
     torch.testing.assert_close(*images, rtol=0, atol=1e-5 * images[0].abs().max().item())
 

@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, PhiloxNoise, generate
+from disa_framework import Guidance, Lazy, PhiloxNoise
 from disa_framework.models import MAR, Harmon
-from disa_framework.models.base import Condition
-from disa_framework.models.lazy import Lazy, caching
-from disa_framework.schedules import Constant
-from disa_framework.solvers import DDPM
+from disa_framework.sampling.condition import Condition
+from tests.models import tiny
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
@@ -44,8 +42,8 @@ def asked(model: Masked) -> Condition:
 
 
 def draw(model: Masked, cache: Lazy | None, **options: Any) -> Tensor:
-    settings: dict[str, Any] = {"schedule": Constant(3), "solver": DDPM(), "num_stages": 12, "guidance": GUIDED}
-    return generate(model, **{"condition": asked(model), **settings, **options, "cache": cache})
+    settings = {"condition": asked(model), "num_stages": 12, "guidance": GUIDED, **options}
+    return tiny.draw(model, **settings, cache=cache)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -56,12 +54,11 @@ def distance(a: Tensor, b: Tensor) -> float:
 def conditioning(model: Any, cache: Lazy | None) -> list[tuple[Tensor, Tensor]]:
     """What the head is told at each stage, asked twice, if random tokens are drawn."""
     noise, told = PhiloxNoise(0, torch.arange(3)), []
-    with caching(model, cache):
-        state = model.begin(asked(model), 12, GUIDED, noise, 3)
-        for stage in range(12):
-            first, second = model.propose(state, stage), model.propose(state, stage)
-            told.append((first.z, second.z))
-            state = model.accept(state, second, noise.normal(stage, first.shape, 1)[0])
+    state = tiny.begin(model, asked(model), num_stages=12, guidance=GUIDED, cache=cache)
+    for stage in range(12):
+        first, second = model.propose(state, stage), model.propose(state, stage)
+        told.append((first.z, second.z))
+        state = model.accept(state, second, noise.normal(stage, first.shape, 1)[0])
     return told
 
 
@@ -122,14 +119,9 @@ def test_a_sample_does_not_depend_on_its_batch(model: Masked) -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
 
 
-def test_it_holds_for_one_run(model: Masked) -> None:
-    draw(model, Lazy(4, start=1), num_stages=2)
-    assert model.cache is None
-
-
 def test_models_without_a_masked_backbone_refuse() -> None:
-    with pytest.raises(ValueError, match="masked models such as MAR and Harmon, XAR is none"):
-        generate(tiny_xar(), LABELS, schedule=Constant(2), solver=DDPM(), cache=Lazy())
+    with pytest.raises(ValueError, match="XAR caches no features, as MAR and Harmon do: leave the cache out"):
+        tiny.draw(tiny_xar(), LABELS, cache=Lazy())
 
 
 @pytest.mark.parametrize(

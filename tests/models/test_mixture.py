@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, generate
+from disa_framework import Guidance
 from disa_framework.metrics.wasserstein import sliced_wasserstein
-from disa_framework.models import MixtureAR
-from disa_framework.models.mixture import exact_posterior
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DDIM, DDPM, Cosine, Euler, Heun, LinearFlow, Process, Solver, Spaced
+from disa_framework.solvers import DDIM, DDPM, Euler, Heun, Process, RectifiedFlow, Solver, Spaced, VPCosine
+from disa_framework.toy.mixture import MixtureAR, exact_posterior
 from examples.mixture import FLOOR, SCHEDULES, distances
+from tests.models.tiny import begin, draw
 
 
-def draw(model: MixtureAR, count: int, steps: int, solver: Solver, **options: Any) -> Tensor:
+def samples_of(model: MixtureAR, count: int, steps: int, solver: Solver, **options: Any) -> Tensor:
     """Samples `[count, N]`."""
-    options.setdefault("batch_size", count)
-    return generate(model, schedule=Constant(steps), solver=solver, **options).flatten(1)
+    return draw(model, **{"batch_size": count, "schedule": Constant(steps), "solver": solver, **options}).flatten(1)
 
 
 def moments(model: MixtureAR) -> tuple[Tensor, Tensor]:
@@ -63,10 +62,10 @@ def test_the_head_is_the_posterior_mean_that_integration_gives(alpha: float, sig
 @pytest.mark.parametrize(
     ("process", "solver", "steps"),
     [
-        (Cosine(), DDPM(Spaced()), 200),
-        (Cosine(), DDIM(Spaced()), 200),
-        (LinearFlow(), Euler(), 200),
-        (LinearFlow(), Heun(), 100),
+        (VPCosine(), DDPM(Spaced()), 200),
+        (VPCosine(), DDIM(Spaced()), 200),
+        (RectifiedFlow(), Euler(), 200),
+        (RectifiedFlow(), Heun(), 100),
     ],
     ids=["DDPM", "DDIM", "Euler", "Heun"],
 )
@@ -74,7 +73,7 @@ def test_tokens_drawn_one_by_one_in_many_steps_have_the_joint_distribution(
     process: Process, solver: Solver, steps: int
 ) -> None:
     model = MixtureAR(num_tokens=5, num_components=4, process=process)
-    samples = draw(model, 4000, steps, solver)
+    samples = samples_of(model, 4000, steps, solver)
     assert_moments(samples, *moments(model))
     truth = model.sample_exactly(4000, torch.Generator().manual_seed(0)).flatten(1)
     assert sliced_wasserstein(samples, truth) < 0.05
@@ -90,15 +89,14 @@ def test_true_samples_have_the_mixture_s_moments() -> None:
 def test_tokens_of_one_stage_are_independent_of_each_other() -> None:
     model = MixtureAR(num_tokens=5, num_components=4)
     mean, covariance = moments(model)
-    samples = draw(model, 4000, 200, DDPM(Spaced()), num_stages=1)
+    samples = samples_of(model, 4000, 200, DDPM(Spaced()), num_stages=1)
     assert_moments(samples, mean, covariance.diagonal().diag())
 
 
 @pytest.mark.parametrize("num_stages", range(1, 8))
 def test_stages_divide_the_tokens_evenly(num_stages: int) -> None:
     model = MixtureAR(num_tokens=7)
-    noise: Any = None  # is not asked: the order is fixed
-    ends = model.begin(None, num_stages, Guidance(), noise, 2).ends
+    ends = begin(model, num_stages=num_stages).ends
     sizes = [end - start for start, end in pairwise((0, *ends))]
     assert sum(sizes) == 7
     assert max(sizes) - min(sizes) <= 1 <= min(sizes)
@@ -130,9 +128,7 @@ def test_annealing_costs_nearly_nothing(distance: dict[str, float]) -> None:
         ("constant 5", "linear 50→5", 3),
     ],
 )
-def test_early_stages_need_the_steps(
-    distance: dict[str, float], worse: str, better: str, factor: float
-) -> None:
+def test_early_stages_need_the_steps(distance: dict[str, float], worse: str, better: str, factor: float) -> None:
     assert distance[worse] > factor * distance[better]
 
 
@@ -150,7 +146,7 @@ def class_posterior(model: MixtureAR, samples: Tensor, label: int) -> Tensor:
 def test_a_class_is_the_mixture_of_its_own_components() -> None:
     model = MixtureAR(num_tokens=3, num_components=4, num_classes=2)
     labels = torch.tensor([0, 1]).repeat(3000)
-    drawn = draw(model, 6000, 50, DDPM(), condition=labels)
+    drawn = samples_of(model, 6000, 50, DDPM(), condition=labels)
     truth = model.sample_exactly(6000, torch.Generator().manual_seed(0), labels).flatten(1)
     for label in (0, 1):
         own = sliced_wasserstein(drawn[labels == label], truth[labels == label])
@@ -163,7 +159,7 @@ def test_guidance_sharpens_towards_the_class(schedule: Any) -> None:
     labels = torch.zeros(1000, dtype=torch.int64)
 
     def certainty(scale: float) -> float:
-        guided = draw(model, 1000, 50, DDPM(), condition=labels, guidance=Guidance(scale, schedule))
+        guided = samples_of(model, 1000, 50, DDPM(), condition=labels, guidance=Guidance(scale, schedule))
         return class_posterior(model, guided, 0).mean().item()
 
     assert certainty(0.0) < 0.6
@@ -181,7 +177,7 @@ def test_a_class_without_components_is_refused(num_classes: int) -> None:
 
 def test_a_process_with_learned_variance_is_refused() -> None:
     with pytest.raises(ValueError, match="no variance"):
-        MixtureAR(process=Cosine(learns_variance=True))
+        MixtureAR(process=VPCosine(learns_variance=True))
 
 
 def test_the_means_are_a_function_of_the_seed() -> None:

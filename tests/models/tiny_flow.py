@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from disa_framework.models import XAR, FlowAR
-
-M = TypeVar("M", bound=nn.Module)
+from tests.models.tiny import filled
 
 FLOWAR: dict[str, Any] = {
     "latent_size": 4, "latent_channels": 2, "num_classes": 3, "scales": (1, 2, 4), "width": 16, "encoder_depth": 1,
@@ -23,16 +21,9 @@ XAR_OPTIONS: dict[str, Any] = {
 
 def tiny_flowar(std: float = 0.1, **options: Any) -> FlowAR:
     """In eval mode, with normal weights of this deviation."""
-    return _filled(FlowAR(**{**FLOWAR, **options}), std)
+    return filled(FlowAR(**{**FLOWAR, **options}), std, torch.Generator().manual_seed(0))
 
 
 def tiny_xar(std: float = 0.1, **options: Any) -> XAR:
     """In eval mode, with normal weights of this deviation."""
-    return _filled(XAR(**{**XAR_OPTIONS, **options}), std)
-
-
-def _filled(model: M, std: float) -> M:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=std, generator=generator)
-    return model.eval()
+    return filled(XAR(**{**XAR_OPTIONS, **options}), std, torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from disa_framework.models import Harmon
 from disa_framework.models.harmon import Qwen2, Vocabulary
-from tests.models.tiny import tiny_mar
+from tests.models.tiny import filled, tiny_mar
 
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 WORDS = "? user assistant Generate an image : . a red blue cat dog and on the moon"
@@ -41,7 +41,4 @@ def tiny_harmon(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Harmon(mar, **{"llm": TINY_QWEN, "tokenizer": tokenizer, **options})
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=std)
-    return model.eval()
+        return filled(Harmon(mar, **{"llm": TINY_QWEN, "tokenizer": tokenizer, **options}), std)

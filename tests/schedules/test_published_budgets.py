@@ -9,28 +9,23 @@ from typing import Any
 
 import pytest
 
-from disa_framework.schedules import Constant, Linear, StepSchedule, TwoStage
-from disa_framework.schedules import Cosine as CosineSchedule
+from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.solvers import (
     DDIM,
     DDPM,
-    Cosine,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
-    LinearFlow,
     Process,
+    RectifiedFlow,
     Solver,
     Spaced,
     Strided,
-)
+    VPCosine,
+)  # fmt: skip
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("step_schedule.json").read_text())
-RAMPS: dict[str, Callable[[int, int], StepSchedule]] = {
-    "linear": Linear,
-    "cosine": CosineSchedule,
-    "two-stage": TwoStage,
-}
+RAMPS: dict[str, Callable[[int, int], StepSchedule]] = {"linear": Linear, "cosine": Cosine, "two-stage": TwoStage}
 MAR = [entry for entry in RECORDED["mar"] if "strategy" in entry]
 PLAIN = [entry for entry in RECORDED["mar"] if "sampler" in entry]
 
@@ -80,12 +75,12 @@ def test_budgets_of_flowar_and_xar_are_the_linear_ones(family: str) -> None:
 @pytest.mark.filterwarnings("ignore:no integer stride")
 def test_evaluations_of_mar_are_the_published_ones(solver: Solver, key: str) -> None:
     for entry in MAR:
-        assert evaluations(solver, Cosine(), entry["requested"]) == entry[key], entry
+        assert evaluations(solver, VPCosine(), entry["requested"]) == entry[key], entry
 
 
 def test_the_plain_sampler_of_mar_evaluates_every_step() -> None:
     for entry in PLAIN:
-        assert evaluations(DDPM(Spaced()), Cosine(), [entry["upper"]]) == [entry["evals_every_step"]]
+        assert evaluations(DDPM(Spaced()), VPCosine(), [entry["upper"]]) == [entry["evals_every_step"]]
 
 
 @pytest.mark.parametrize(
@@ -95,4 +90,4 @@ def test_the_plain_sampler_of_mar_evaluates_every_step() -> None:
 )
 def test_evaluations_of_xar_are_the_published_ones(solver: Solver, key: str) -> None:
     for entry in RECORDED["xar"]:
-        assert evaluations(solver, LinearFlow(), entry["requested"]) == entry[key], entry
+        assert evaluations(solver, RectifiedFlow(), entry["requested"]) == entry[key], entry

@@ -12,11 +12,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from disa_framework import SamplingConfig
 from disa_framework.cli.search import search
-from disa_framework.metrics import FeatureExtractor
-from disa_framework.metrics.fid import save_statistics
+from disa_framework.metrics import FeatureExtractor, Features, save_statistics
 from disa_framework.models import ARDiffusionModel
-from disa_framework.schedules import load_schedule
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, save_tokenizer, tiny_harmon
@@ -42,13 +41,13 @@ def configured(family: str, folder: Path) -> list[str]:
     options = {"tokenizer": save_tokenizer(folder / "words")} if family == "harmon" else {}
     model = TINY[family](**options)
     torch.save(model.state_dict(), folder / "tiny.pth")
-    save_statistics(folder / "reference.npz", torch.full((3,), 0.5), 0.1 * torch.eye(3))
+    save_statistics(folder / "reference.npz", Features(torch.full((3,), 0.5), 0.1 * torch.eye(3)))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     metric = {"features": {"class_path": f"{__name__}.Corner"}, "reference": str(folder / "reference.npz")}
     content: dict[str, Any] = {
         "model": {"class_path": f"{TINY[family].__module__}.{TINY[family].__name__}", "init_args": options},
         "num_stages": min(4, model.max_stages),
-        "metric": {"class_path": "disa_framework.search.quality.FID", "init_args": metric},
+        "metric": {"class_path": "disa_framework.metrics.quality.FID", "init_args": metric},
         "prompts": str(folder / "prompts.txt") if family == "harmon" else None,
         "profile_samples": 3,
         "ckpt_path": str(folder / "tiny.pth"), "output": str(folder / "found"), "trainer": {"accelerator": "cpu"},
@@ -59,14 +58,14 @@ def configured(family: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("family", TINY)
 def test_every_published_family_is_calibrated_and_searched(family: str, tmp_path: Path) -> None:
-    args = configured(family, tmp_path)
-    calibrated = search([*args, "--method", "calibrate"]) / "best_schedule.yaml"
-    calibrated.rename(tmp_path / "calibrated.yaml")
-    folder = search([*args, "--starts", f"[{tmp_path}/calibrated.yaml]"])
+    args, folder = configured(family, tmp_path), tmp_path / "found"
+    calibrated = search([*args, "--method", "calibrate"]).sampling
+    calibrated.save(tmp_path / "calibrated.yaml")
+    found = search([*args, "--starts", f"[{tmp_path}/calibrated.yaml]"])
     with (folder / "trials.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["start"] for row in rows] == [f"{tmp_path}/calibrated.yaml (given)", "Calibrated", "Learned"]
     assert all(row["state"] == "whole" and float(row["cost"]) <= LIMIT for row in rows)
-    budgets = [[*map(int, row["budget"].split())] for row in rows]
-    assert list(load_schedule(folder / "best_schedule.yaml").budget(len(budgets[0]))) in budgets
+    assert " ".join(map(str, found.sampling.budget)) in [row["budget"] for row in rows]
+    assert SamplingConfig.load(folder / "best.yaml") == found.sampling
     assert (folder / "report.html").exists() and len(list(folder.glob("profile-*.safetensors"))) == 1

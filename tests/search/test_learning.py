@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from disa_framework.measure.cost import CostModel
 from disa_framework.search import Profile, learn
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+from disa_framework.solvers import DDIM, Spaced, VPCosine
 
 MENU = (2, 4, 8, 16, 32, 64)
 
@@ -28,8 +28,8 @@ def test_steps_go_with_the_root_of_the_errors() -> None:
 
 
 def test_dear_stages_get_fewer_steps() -> None:
-    costs = [[factor * steps for steps in range(2, 65)] for factor in (9.0, 1.0)]
-    budget = learn(profile(1.0, 1.0), 120, costs).budget(2)
+    cost = CostModel(30.0, (0.0, 0.0), (9.0, 1.0), VPCosine(), DDIM(Spaced()))
+    budget = learn(profile(1.0, 1.0), 150, cost).budget(2)
     assert 9 * budget[0] + budget[1] <= 120
     assert abs(budget[0] - 10) <= 1.5 and abs(budget[1] - 30) <= 4
 
@@ -39,7 +39,7 @@ def test_stages_that_make_up_for_each_other_can_have_few_steps() -> None:
     found = learn(profile(4.0, 4.0, 1.0, directions=opposite), 60)
     budget = found.budget(3)
     assert abs(budget[0] - budget[1]) <= 2 and budget[2] > 1.4 * budget[0]
-    assert profile(4.0, 4.0, 1.0).every_step().schedule(60).budget(3)[2] < budget[2]
+    assert profile(4.0, 4.0, 1.0).schedule(60).budget(3)[2] < budget[2]
 
 
 @pytest.mark.parametrize("limit", [8, 9.5, 31, 70, 255.5, 1000])

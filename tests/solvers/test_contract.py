@@ -7,14 +7,13 @@ import pytest
 from disa_framework.solvers import (
     DDIM,
     DDPM,
-    Cosine,
     DPMSolver,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
     Heun,
-    LinearFlow,
     Process,
+    RectifiedFlow,
     Row,
     Solver,
     Spaced,
@@ -22,6 +21,7 @@ from disa_framework.solvers import (
     Table,
     Uniform,
     UniformTime,
+    VPCosine,
 )
 from disa_framework.testing import SolverContract
 
@@ -43,7 +43,7 @@ class TestVariancePreserving(SolverContract):
 
     @pytest.fixture
     def process(self) -> Process:
-        return Cosine()
+        return VPCosine()
 
 
 class TestLearnedVariance(SolverContract):
@@ -53,7 +53,7 @@ class TestLearnedVariance(SolverContract):
 
     @pytest.fixture
     def process(self) -> Process:
-        return Cosine(learns_variance=True)
+        return VPCosine(learns_variance=True)
 
 
 class TestStrided(SolverContract):
@@ -65,7 +65,7 @@ class TestStrided(SolverContract):
 
     @pytest.fixture
     def process(self) -> Process:
-        return Cosine()
+        return VPCosine()
 
 
 class TestFlow(SolverContract):
@@ -75,7 +75,7 @@ class TestFlow(SolverContract):
 
     @pytest.fixture
     def process(self) -> Process:
-        return LinearFlow()
+        return RectifiedFlow()
 
 
 NONSENSE: dict[str, Callable[[], object]] = {
@@ -85,12 +85,12 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "at least 1, got 0": lambda: Spaced(0),
     "at least 1, got -1": lambda: Strided(-1),
     "between 0 and 1, got last=1": lambda: Uniform(1.0),
-    "clip=31 does not allow": lambda: UniformTime(31).nodes(Cosine(), 5),
-    "clip=1000 does not allow": lambda: UniformTime(1000).nodes(Cosine(), 5),
-    "predicts no variance": lambda: DDPM(variance="learned").table(Cosine(), 1),
-    "row 0 reads an m from before": lambda: Table(Cosine().nodes([9]), (Row(P=0, Q=1, A=1, B=1, C=1),)),
-    "row 1 reads an m from before": lambda: Table(Cosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
-    "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(LinearFlow(), 5),
+    "clip=31 does not allow": lambda: UniformTime(31).nodes(VPCosine(), 5),
+    "clip=1000 does not allow": lambda: UniformTime(1000).nodes(VPCosine(), 5),
+    "predicts no variance": lambda: DDPM(variance="learned").table(VPCosine(), 1),
+    "row 0 reads an m from before": lambda: Table(VPCosine().nodes([9]), (Row(P=0, Q=1, A=1, B=1, C=1),)),
+    "row 1 reads an m from before": lambda: Table(VPCosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
+    "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(RectifiedFlow(), 5),
 }
 
 

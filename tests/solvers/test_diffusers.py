@@ -13,7 +13,6 @@ from torch import Tensor
 from disa_framework.solvers import (
     DDIM,
     DDPM,
-    Cosine,
     DPMSolver,
     DPMSolverPP,
     Grid,
@@ -22,13 +21,14 @@ from disa_framework.solvers import (
     Solver,
     Spaced,
     Strided,
+    VPCosine,
 )
 from disa_framework.solvers.table import Step
 
 # What diffusers says of its own future, and numpy of diffusers'.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-PROCESS = Cosine()
+PROCESS = VPCosine()
 SHAPE = (4, 3, 2)  # B, n, D
 
 

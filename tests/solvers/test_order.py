@@ -17,21 +17,21 @@ from torch import Tensor
 from disa_framework.solvers import (
     DDIM,
     DDPM,
-    Cosine,
     DPMSolver,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
     Grid,
     Heun,
-    LinearFlow,
     Nodes,
     Process,
+    RectifiedFlow,
     Row,
     Solver,
     Spaced,
     Table,
     Uniform,
+    VPCosine,
 )
 from disa_framework.testing.solvers import gaussian_head
 
@@ -75,12 +75,12 @@ def slope(steps: tuple[int, ...], errors: list[float]) -> float:
 
 
 ORDERS: list[tuple[Solver, Process, Grid, int]] = [
-    (DDIM(Smooth()), Cosine(), Smooth(), 1),
-    *((kind(order, Smooth()), Cosine(), Smooth(), order)
+    (DDIM(Smooth()), VPCosine(), Smooth(), 1),
+    *((kind(order, Smooth()), VPCosine(), Smooth(), order)
       for kind in (DPMSolver, DPMSolverPP) for order in (1, 2, 3)),
-    (Euler(), LinearFlow(), Uniform(), 1),
-    (DDIM(Uniform()), LinearFlow(), Uniform(), 1),
-    (Heun(), LinearFlow(), Uniform(), 2),  # in head evaluations, two a step
+    (Euler(), RectifiedFlow(), Uniform(), 1),
+    (DDIM(Uniform()), RectifiedFlow(), Uniform(), 1),
+    (Heun(), RectifiedFlow(), Uniform(), 2),  # in head evaluations, two a step
 ]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_a_solver_has_its_order(solver: Solver, process: Process, grid: Grid, or
 def test_a_higher_order_is_better_on_a_flow_too() -> None:
     # Its log SNR is infinite at both ends, so some steps there are of first order whatever the method's is.
     solvers = (DPMSolverPP(1, Uniform()), DPMSolverPP(2, Uniform()), DPMSolverPP(3, Uniform()))
-    first, second, third = (error(solver, LinearFlow(), Uniform(), 64) for solver in solvers)
+    first, second, third = (error(solver, RectifiedFlow(), Uniform(), 64) for solver in solvers)
     assert max(second, third) < first / 4
 
 
@@ -121,10 +121,10 @@ def moments(table: Table, process: Process) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("solver", "process"),
     [
-        (DDPM(Spaced(), "small"), Cosine()),
-        (DDPM(Spaced(), "large"), Cosine()),
-        (DDIM(Spaced(), eta=1.0), Cosine()),
-        (EulerMaruyama(Uniform()), LinearFlow()),
+        (DDPM(Spaced(), "small"), VPCosine()),
+        (DDPM(Spaced(), "large"), VPCosine()),
+        (DDIM(Spaced(), eta=1.0), VPCosine()),
+        (EulerMaruyama(Uniform()), RectifiedFlow()),
     ],
     ids=str,
 )
@@ -141,7 +141,7 @@ def test_a_stochastic_solver_converges_to_the_distribution(solver: Solver, proce
 
 @pytest.mark.parametrize("steps", [1, 5, 20, 50])
 def test_ddim_with_eta_1_is_ddpm_with_the_small_variance(steps: int) -> None:
-    process = Cosine()
+    process = VPCosine()
     ddim, ddpm = (solver.table(process, steps) for solver in (DDIM(eta=1.0), DDPM(variance="small")))
     assert ddim.nodes == ddpm.nodes
     for ours, theirs in zip(ddim.rows, ddpm.rows, strict=True):
@@ -157,7 +157,7 @@ def combined(row: Row) -> dict[str, float]:
 @pytest.mark.parametrize("grid", [Uniform(), Uniform(0.04)], ids=str)
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_ddim_on_a_linear_flow_is_euler(steps: int, grid: Grid) -> None:
-    ddim, euler = (solver.table(LinearFlow(), steps) for solver in (DDIM(grid), Euler(grid)))
+    ddim, euler = (solver.table(RectifiedFlow(), steps) for solver in (DDIM(grid), Euler(grid)))
     assert ddim.nodes == euler.nodes
     for ours, theirs in zip(ddim.rows, euler.rows, strict=True):
         assert combined(ours) == pytest.approx(combined(theirs), rel=1e-12, abs=1e-15)
@@ -166,6 +166,6 @@ def test_ddim_on_a_linear_flow_is_euler(steps: int, grid: Grid) -> None:
 @pytest.mark.parametrize("kind", [DPMSolver, DPMSolverPP])
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_dpm_solver_of_order_1_is_ddim(steps: int, kind: type[DPMSolver | DPMSolverPP]) -> None:
-    dpm, ddim = (solver.table(Cosine(), steps) for solver in (kind(1, Spaced(950)), DDIM(Spaced(950))))
+    dpm, ddim = (solver.table(VPCosine(), steps) for solver in (kind(1, Spaced(950)), DDIM(Spaced(950))))
     for ours, theirs in zip(dpm.rows, ddim.rows, strict=True):
         assert combined(ours) == pytest.approx(combined(theirs), rel=1e-9, abs=1e-12)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from disa_framework.solvers import Cosine, Spaced, Strided, UniformTime
+from disa_framework.solvers import Spaced, Strided, UniformTime, VPCosine
 from disa_framework.solvers.ddpm import posterior
 from disa_framework.solvers.grid import spaced_timesteps, strided_timesteps
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("respacing.json").read_text())
 CLIPS = [950, 1001]  # of the annealed sampler and, where it cuts nothing, of the plain one
-PROCESS = Cosine()
+PROCESS = VPCosine()
 
 
 @pytest.mark.parametrize("clip", CLIPS)
@@ -103,6 +103,6 @@ def test_the_discrete_log_alphas_of_dpm_solver_are_the_published_ones() -> None:
 
 
 def test_a_clip_above_the_last_timestep_cuts_nothing() -> None:
-    process = Cosine(timesteps=500)
+    process = VPCosine(timesteps=500)
     for steps in (1, 2, 7):
         assert Spaced(clip=950).nodes(process, steps) == Spaced().nodes(process, steps)

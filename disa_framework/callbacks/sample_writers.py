@@ -1,0 +1,89 @@
+"""How samples become files.
+
+Whoever draws something else than images brings a writer of its own: subclass `SampleWriter`, and give it to the command
+by its path, `--writer my_package.MyWriter`.
+
+Letters: `B` samples, `c h w` channels and pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from disa_framework.metrics.images import to_uint8
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SampleWriter(ABC):
+    """Makes files of what the tokenizer decodes. Subclass as a frozen dataclass whose fields are its options.
+
+    Attributes:
+        suffix: of the files, with its dot.
+    """
+
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, samples: Tensor) -> Tensor:
+        """What is brought to the host of samples `[B, ...]`, computed where they were drawn; `B` stays in front."""
+
+    @abstractmethod
+    def encode(self, sample: Tensor) -> bytes:
+        """The file of one sample that has been prepared, without `B`, on the host. Threads call this."""
+
+    def check(self, shape: Sequence[int]) -> None:  # noqa: B027  most take any shape
+        """Raises a ValueError that says what would fit, if it has no files for samples of this shape, without `B`."""
+
+
+@dataclass(frozen=True)
+class Images(SampleWriter):
+    """PNG files of images `[B, c, h, w]` in [-1, 1]; what lies outside is clipped."""
+
+    suffix: ClassVar[str] = ".png"
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        return to_uint8(samples)
+
+    def encode(self, sample: Tensor) -> bytes:
+        self.check(sample.shape)
+        return png(sample.permute(1, 2, 0).numpy())
+
+    def check(self, shape: Sequence[int]) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(
+                f"a PNG has 1 or 3 channels, these samples are {list(shape)}: give the autoencoder with --vae, or "
+                "another writer, as with --writer Arrays"
+            )
+
+
+@dataclass(frozen=True)
+class Arrays(SampleWriter):
+    """A `.npy` file of each sample, of any shape, in float32."""
+
+    suffix: ClassVar[str] = ".npy"
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        return samples.float()
+
+    def encode(self, sample: Tensor) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, sample.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+
+def png(pixels: Pixels) -> bytes:
+    """The file of an image `[h, w, c]`."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,127 @@
+"""The published systems: where their weights are, what builds them, and the sign that a file of theirs has.
+
+`PUBLISHED` is the one list of them; commands, documentation and tests read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_PACKAGE = "disa_framework."
+_HUB = "https://huggingface.co"
+_DROPBOX = "https://www.dropbox.com/scl/fi/{}?rlkey={}&dl=1"
+_GITHUB = "https://raw.githubusercontent.com"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is published under one name: a file anywhere, or files of a repository of Hugging Face.
+
+    Attributes:
+        description: what it is.
+        url: its address, for what lies elsewhere.
+        repo: its repository of Hugging Face.
+        files: of the repository.
+        mib: its size in MiB, where it is known.
+        sha256: its digest, where it is known.
+        constructor: what builds the model, by its place in the package; `None` for a file without a model.
+        sign: a key of the state dict that tells the family.
+        sized_by: constructor of the part that tells the size, and its prefix in the state dict; all of it by default.
+        config: name of the configuration with the paper's settings.
+    """
+
+    description: str
+    url: str = ""
+    repo: str = ""
+    files: tuple[str, ...] = ()
+    mib: int | None = None
+    sha256: str | None = None
+    constructor: str | None = None
+    sign: str = ""
+    sized_by: tuple[str, str] | None = None
+    config: str | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of its file, or of each of its files."""
+        return (self.url,) if self.url else tuple(f"{_HUB}/{self.repo}/resolve/main/{file}" for file in self.files)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What a converted file says of its model."""
+        return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": {}}
+
+
+def _mar(size: str, letter: str, millions: float, mib: int, place: str, key: str) -> Published:
+    return Published(
+        f"MAR-{letter}, {millions} million parameters, ImageNet 256x256",
+        url=_DROPBOX.format(f"{place}/checkpoint-last.pth", key), mib=mib,
+        constructor=f"models.mar_{size}", sign="diffloss.net.input_proj.weight", config=f"mar/{size}",
+    )  # fmt: skip
+
+
+def _flowar(size: str, letter: str, millions: float) -> Published:
+    return Published(
+        f"FlowAR-{letter}, {millions} million parameters, ImageNet 256x256",
+        repo="OliverRen/FlowAR", files=(f"FlowAR-{letter}.pth",),
+        constructor=f"models.flowar_{size}", sign="flownet.input_proj.weight", config=f"flowar/{size}",
+    )  # fmt: skip
+
+
+def _xar(size: str, letter: str, millions: float) -> Published:
+    return Published(
+        f"xAR-{letter}, {millions} million parameters, ImageNet 256x256",
+        repo="OliverRen/xAR", files=(f"xAR-{letter}.pth",),
+        constructor=f"models.xar_{size}", sign="pred.weight", config=f"xar/{size}",
+    )  # fmt: skip
+
+
+def _harmon(size: str, mar: str, millions: float) -> Published:
+    name = size.replace(".", "_")
+    return Published(
+        f"Harmon-{size.upper()}, {millions} million parameters and its language model, text to image",
+        repo="wusize/harmon", files=(f"harmon_{size}.pth",), constructor=f"models.harmon_{name}",
+        sign="mar.fake_latent", sized_by=(f"models.{mar}", "mar."), config=f"harmon/{name}",
+    )  # fmt: skip
+
+
+def _qwen(size: str) -> Published:
+    return Published(
+        f"tokenizer of Qwen2.5-{size}-Instruct, Harmon's language model", repo=f"Qwen/Qwen2.5-{size}-Instruct",
+        files=("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    )  # fmt: skip
+
+
+PUBLISHED = {
+    "mar-base": _mar("base", "B", 207.9, 1587, "f6dpuyjb7fudzxcyhvrhk", "a6i4bo71vhfo4anp33n9ukujb"),
+    "mar-large": _mar("large", "L", 478.3, 3650, "pxacc5b2mrt3ifw4cah6k", "m48ovo6g7ivcbosrbdaz0ehqt"),
+    "mar-huge": _mar("huge", "H", 942.4, 7191, "1qmfx6fpy3k7j9vcjjs3s", "4lae281yzxb406atp32vzc83o"),
+    "flowar-small": _flowar("small", "S", 171.7),
+    "flowar-large": _flowar("large", "L", 586.9),
+    "flowar-huge": _flowar("huge", "H", 1913.3),
+    "xar-base": _xar("base", "B", 172.6),
+    "xar-large": _xar("large", "L", 608.4),
+    "xar-huge": _xar("huge", "H", 1186.0),
+    "harmon-0.5b": _harmon("0.5b", "mar_base", 210.9),
+    "harmon-1.5b": _harmon("1.5b", "mar_huge", 951.1),
+    "kl16": Published(
+        "KL-16, the autoencoder of all of them, 66.5 million parameters",
+        url=_DROPBOX.format("hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh"), mib=254,
+        constructor="tokenizers.Autoencoder", sign="quant_conv.weight",
+    ),
+    "qwen2.5-0.5b": _qwen("0.5B"),
+    "qwen2.5-1.5b": _qwen("1.5B"),
+    "adm-in256-stats": Published(
+        "ADM's statistics of ImageNet 256x256, for FID",
+        url=f"{_GITHUB}/LTH14/mar/main/fid_stats/adm_in256_stats.npz",
+    ),
+    "inception": Published(
+        "torch-fidelity's Inception, for FID and Inception Score",
+        url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        mib=91, sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    ),
+    "geneval": Published(
+        "GenEval's 553 prompts", url=f"{_GITHUB}/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+    ),
+}  # fmt: skip

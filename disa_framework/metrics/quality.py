@@ -1,0 +1,61 @@
+"""What a study makes small: a distance between the images that are drawn and those that should be.
+
+Letters: `B` images, `c h w` pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from lightning import LightningDataModule
+from torch import Tensor
+from torchmetrics import Metric
+
+from disa_framework.metrics.feature_set import features_of
+from disa_framework.metrics.features import FeatureExtractor
+from disa_framework.metrics.fid import FrechetDistance, load_statistics
+from disa_framework.metrics.images import to_uint8
+from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.condition import Condition
+
+
+class Quality(ABC):
+    """What a study makes small. Subclass and implement both."""
+
+    @abstractmethod
+    def metric(self, module: ARDiffusionModule, condition: Condition | None) -> Metric:
+        """A metric with its reference, whose `compute` gives one number.
+
+        Args:
+            module: what will draw.
+            condition: what it will be asked for.
+        """
+
+    @abstractmethod
+    def update(self, metric: Metric, images: Tensor) -> None:
+        """Adds images `[B, c, h, w]` in [-1, 1] to the metric."""
+
+
+class FID(Quality):
+    """The Fréchet distance between features of images (Heusel et al., arXiv 1706.08500).
+
+    Args:
+        features: the network that is looked through.
+        reference: a data module that gives its `reference_images`, or an `.npz` file with `mu` and `sigma`.
+
+    Raises:
+        ValueError: a data module without reference images.
+    """
+
+    def __init__(self, features: FeatureExtractor, reference: LightningDataModule | str) -> None:
+        if not isinstance(reference, str) and not hasattr(reference, "reference_images"):
+            raise ValueError(f"{type(reference).__name__} has no reference_images: give an .npz with mu and sigma")
+        self.features, self.reference = features, reference
+
+    def metric(self, module: ARDiffusionModule, condition: Condition | None) -> Metric:
+        if isinstance(self.reference, str):
+            return FrechetDistance(self.features, load_statistics(self.reference))
+        return FrechetDistance(self.features, features_of(self.features, self.reference.reference_images()))
+
+    def update(self, metric: Metric, images: Tensor) -> None:
+        metric.update(to_uint8(images))

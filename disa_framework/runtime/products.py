@@ -1,0 +1,76 @@
+"""Matrix products by whichever of PyTorch's two libraries is faster.
+
+On CPUs PyTorch multiplies float32 with MKL, which leaves the 512-bit units of other makers than Intel unused, and so
+half of what they can do; oneDNN, which PyTorch carries too, uses them. Results differ by rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WORTH_IT = 2**20
+"""Products of numbers in a call from which on oneDNN's longer start is made up for."""
+
+
+def use_fast_products(model: nn.Module) -> None:
+    """Has a model's linear layers multiply with oneDNN where that is faster. Parameters and their names stay."""
+    if ONEDNN:
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = OneDNNLinear
+
+
+class OneDNNLinear(nn.Linear):
+    """As PyTorch's, multiplied by oneDNN where no gradient and no other precision is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _is_plain(x):
+            if torch.compiler.is_compiling():
+                return _opaque(x, self.weight, self.bias)
+            if x.numel() * self.out_features >= _WORTH_IT:
+                return _by_onednn(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+
+
+# PyTorch's compiler would look into oneDNN's function, and accepts it for constant weights alone.
+_opaque = torch.library.custom_op("disa_framework::linear", _by_onednn, mutates_args=())
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it is float32 on the CPU, and neither gradients nor another precision is asked for."""
+    return (
+        x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _onednn_is_faster() -> bool:
+    """Whether the CPU has 512-bit units that MKL does not use, as far as the system tells."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+ONEDNN = _onednn_is_faster()
+"""Whether it multiplies."""
+if ONEDNN:
+    # It keeps the machine code of as many products as this, each for one size, and asks when it is first used. A masked
+    # model has hundreds of sizes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -1,0 +1,1 @@
+"""How samples are drawn: the config, the loop, guidance, noise, and what stages leave behind."""

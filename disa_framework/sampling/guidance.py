@@ -1,0 +1,107 @@
+"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): how strong, at which stage, for which `t`.
+
+Letters: `B` batch, `n` tokens of a stage, `D` token channels, `T` rows of a solver's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from disa_framework.solvers.process import Nodes, Process
+from disa_framework.solvers.table import Denoiser, Step, state_precision
+
+Head = Callable[[Tensor, Any], Tensor]
+"""`(x [B or 2 B, n, D], time) -> out`, `[…, D]`, or `[…, 2 D]` with the variance value behind. It knows nothing of
+guidance: rows of the conditional branch come first, and are alone where guidance does not act."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Scale of classifier-free guidance.
+
+    Args:
+        scale: the output is `uncond + scale * (cond - uncond)`. 1 is no guidance, and costs nothing.
+        schedule: `linear` grows from 1 to `scale` as stages fill the image, `constant` holds `scale`.
+        interval: the `t` between which guidance acts, both ends included; 0 is the image, 1 is noise.
+            Outside of it the unconditional branch of the head is not computed.
+    """
+
+    scale: float = 1.0
+    schedule: Literal["linear", "constant"] = "linear"
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance scale must be a finite number, got {self.scale}")
+        if self.schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
+        low, high = self.interval
+        object.__setattr__(self, "interval", (low, high))
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"guidance interval must satisfy 0 <= low <= high <= 1, got {self.interval}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any stage needs an unconditional branch."""
+        return self.scale != 1.0
+
+    def at(self, progress: float) -> float:
+        """Scale at a stage after which the share `progress` of the image exists."""
+        return self.scale if self.schedule == "constant" else 1.0 + (self.scale - 1.0) * progress
+
+    def rising(self, stage: int, num_stages: int) -> float:
+        """Scale at a stage where it rises from the first stage, which has none, to the last (FlowAR, xAR)."""
+        return self.at(stage / (num_stages - 1) if num_stages > 1 else 1.0)
+
+    def acts(self, t: float) -> bool:
+        """Whether guidance acts at the time `t` in [0, 1]."""
+        low, high = self.interval
+        return self.active and low <= t <= high
+
+    def acts_among(self, times: Iterable[float], scale: float) -> list[bool]:
+        """Whether it acts at each of the times, at a stage of this scale."""
+        return [scale != 1.0 and self.acts(t) for t in times]
+
+
+def combine(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+    """`uncond + scale * (cond - uncond)`, equation (6) of the paper with `scale = 1 + w`."""
+    return uncond + scale * (cond - uncond)
+
+
+def guided(
+    head: Head, embed: Callable[[Nodes], Sequence[Any] | Tensor], process: Process, guidance: Guidance, scale: float
+) -> Denoiser:
+    """What a stage is drawn with, of a head that knows nothing of guidance: both branches in one batch where guidance
+    acts, and the conditional one alone elsewhere. A variance value stays the conditional branch's.
+
+    Args:
+        head: evaluated once a row.
+        embed: what the head is told of the times of a table, `T` things, made once a stage.
+        process: on which the head was trained.
+        guidance: its interval.
+        scale: at this stage, see `Guidance.at` and `Guidance.rising`.
+    """
+
+    def denoise(nodes: Nodes) -> Step:
+        times = embed(nodes)
+        acts = guidance.acts_among(map(process.unit_time, nodes.times), scale)
+
+        def step(x: Tensor, i: int) -> Tensor:
+            if not acts[i]:
+                return head(x, times[i])
+            # In bfloat16 the scale itself would be rounded.
+            cond, null = head(torch.cat((x, x)), times[i]).to(state_precision(x.dtype)).chunk(2)
+            D = x.shape[-1]
+            if cond.shape[-1] == D:
+                return combine(cond, null, scale)
+            return torch.cat((combine(cond[..., :D], null[..., :D], scale), cond[..., D:]), dim=-1)
+
+        return step
+
+    return denoise

@@ -1,0 +1,139 @@
+"""What needs no trials: costs and profiles, measured once and kept, and the schedules that follow from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost, median_error
+from disa_framework.module import ARDiffusionModule
+from disa_framework.progress import Progress
+from disa_framework.resuming import Identity, fingerprint
+from disa_framework.runtime.devices import name_of
+from disa_framework.sampling.condition import Condition, digest, size, take
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.schedules import Constant, Linear, TwoStage
+from disa_framework.search.adaptation import fit_adaptive
+from disa_framework.search.calibration import Calibration, Profile, measure_profile
+from disa_framework.search.learning import learn
+from disa_framework.search.limits import Costs, sharing_costs
+from disa_framework.search.meter import Meter
+from disa_framework.search.plan import Plan
+
+Bars = Callable[[str], AbstractContextManager[Progress]]
+"""Shows how far something with this name is, for as long as it takes."""
+
+_HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
+_REPEATS = 3  # timed runs of each of them
+
+_log = logging.getLogger(__name__)
+
+
+class Direct:
+    """Finds schedules within a limit without trials. Each way returns the config that it is given, with the schedule.
+
+    Args:
+        meter: draws.
+        plan: of the search.
+        unit: of all costs.
+        known: identity of the run.
+        folder: where costs and profiles are kept, under names that say what decided them; `None` keeps nothing.
+        bars: show how far calibration is.
+    """
+
+    def __init__(self, meter: Meter, plan: Plan, unit: Unit, known: Identity, folder: Path | None, bars: Bars) -> None:
+        self.meter, self.plan, self.folder, self.bars = meter, plan, folder, bars
+        self.known = {"model": known["model"], "tokenizer": known["tokenizer"], "precision": meter.precision}
+        self.calibration = plan.calibration or Calibration()
+        self.costs = Costs(meter.module, analytic_cost if unit == "evaluations" else self._timed_cost)
+
+    def calibrate(self, base: SamplingConfig, limit: float) -> SamplingConfig:
+        """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
+        return replace(base, schedule=self._profile(base, limit).schedule(limit, self.costs.model(base)))
+
+    def learn(self, base: SamplingConfig, limit: float) -> SamplingConfig:
+        """The schedule that shifts what is drawn least, by what all stages' shifts add up to."""
+        return replace(base, schedule=learn(self._profile(base, limit), limit, self.costs.model(base)))
+
+    def adapt(self, base: SamplingConfig, limit: float) -> SamplingConfig:
+        """The adaptive schedule that spends the limit on a batch."""
+        meter, cost = self.meter, self.costs.model(base)
+        with meter.on_device():
+            schedule = fit_adaptive(
+                meter.module.model, limit, self._some(meter.batch_size), base, cost=cost, signal=self.plan.signal,
+                batch_size=meter.batch_size, seed=meter.module.seed,
+            )  # fmt: skip
+        return replace(base, schedule=schedule)
+
+    def starts(self, limit: float, num_stages: Sequence[int]) -> dict[str, SamplingConfig]:
+        """What is found from profiles, by name, for the baseline's and other numbers of stages."""
+        found, base = {}, self.costs.base
+        for count in dict.fromkeys((base.stages, *num_stages)):
+            stages = f" ({count} stages)" if count != base.stages else ""
+            for name, way in {"Calibrated": self.calibrate, "Learned": self.learn}.items():
+                try:
+                    found[f"{name}{stages}"] = way(replace(base, num_stages=count), limit)
+                except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
+                    _log.info("beginning without a %s schedule%s: %s", name.lower(), stages, error)
+        return found
+
+    def _timed_cost(self, module: ARDiffusionModule) -> CostModel:
+        """Seconds with what a module draws with; of workers begun together, all take the times of the first."""
+        asked, sampling, batch_size = self.meter.batch(), module.sampling, self.meter.batch_size
+        with self.meter.on_device():
+            path = self._path(
+                "cost", ".json", asked, sharing_costs(sampling), batch_size=batch_size, runtime=module.runtime,
+                device=name_of(module.model.device), threads=torch.get_num_threads(),
+            )  # fmt: skip
+            if path is None or not path.exists():
+                model = measure_cost(module, asked, batch_size)
+                held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
+                error = median_error(held_out_error(model, module, asked, held_out, repeats=_REPEATS))
+                off = f"{error:.1%} off, in the median over budgets they were not fitted to"
+                _log.info("predicted times of %d stages are %s", sampling.stages, off)
+        if path is None:
+            return model
+        if not path.exists():
+            model.save(path)
+        return CostModel.load(path, module.model.process, sampling.solver)
+
+    def _profile(self, base: SamplingConfig, limit: float) -> Profile:
+        """That of a config; a ValueError if nothing on the menu meets the limit: then there is nothing to measure."""
+        cheapest = self.costs(replace(base, schedule=Constant(min(self.calibration.menu))))
+        if cheapest > limit:
+            raise ValueError(f"no budget costs at most {limit:.6g}: the cheapest feasible cost is {cheapest:.6g}")
+        seed, count = self.meter.module.seed, self.plan.profile_samples
+        asked, alike = self._some(count), replace(base, schedule=Constant())
+        how = {"calibration": repr(self.calibration), "samples": count, "seed": seed}
+        path = self._path("profile", ".safetensors", asked, alike, **how)
+        if path is not None and path.exists():
+            return Profile.load(path)
+        with self.bars(f"calibration, {base.stages} stages") as progress, self.meter.on_device():
+            profile = measure_profile(
+                self.meter.module.model, asked, base, self.calibration, batch_size=count, seed=seed, progress=progress
+            )
+        if path is not None:
+            profile.save(path)
+        return profile
+
+    def _some(self, count: int) -> Condition | None:
+        """What some of the samples are asked to be, of all classes or prompts alike."""
+        condition = self.meter.condition
+        if condition is None:
+            return None
+        generator = torch.Generator().manual_seed(self.meter.module.seed)
+        order = torch.randperm(size(condition), generator=generator).tolist()
+        return take(condition, [order[i % len(order)] for i in range(count)])
+
+    def _path(
+        self, kind: str, suffix: str, asked: Condition | None, sampling: SamplingConfig, **more: Any
+    ) -> Path | None:
+        """For what these decide, beside model, tokenizer and precision."""
+        known = {**self.known, "condition": digest(asked), "sampling": sampling.dump(), **more}
+        return None if self.folder is None else self.folder / f"{kind}-{fingerprint(known)}{suffix}"

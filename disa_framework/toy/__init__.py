@@ -1,0 +1,1 @@
+"""What needs no download: the exact mixture, handwritten digits, and the classifier that measures them."""

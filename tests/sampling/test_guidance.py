@@ -1,0 +1,150 @@
+"""How strong guidance is, at which stage, and when; and what it makes of a head that knows nothing of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from disa_framework import Guidance, guided
+from disa_framework.sampling.guidance import combine
+from disa_framework.solvers import DDPM, Nodes, Process, RectifiedFlow, Spaced, VPCosine
+from disa_framework.solvers.table import Step
+
+
+def test_guidance_is_off_unless_asked_for() -> None:
+    assert not Guidance().active
+    assert not Guidance(1.0, "constant").active
+    assert not Guidance(1.0).acts(0.5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, -1.0])
+def test_a_scale_other_than_1_is_active(scale: float) -> None:
+    assert Guidance(scale).active and Guidance(scale).acts(0.5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
+def test_a_linear_scale_grows_from_1_as_the_image_does(scale: float) -> None:
+    guidance = Guidance(scale)
+    assert [guidance.at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, (1 + scale) / 2, scale])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
+def test_a_constant_scale_stays(scale: float) -> None:
+    guidance = Guidance(scale, "constant")
+    assert [guidance.at(p) for p in (0.0, 0.5, 1.0)] == [scale] * 3
+
+
+def test_it_acts_within_its_interval_both_ends_included() -> None:
+    guidance = Guidance(2.0, interval=(0.2, 0.7))
+    assert [guidance.acts(t) for t in (0.0, 0.199, 0.2, 0.5, 0.7, 0.701, 1.0)] == [
+        False, False, True, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_an_interval_may_be_a_single_time() -> None:
+    guidance = Guidance(2.0, interval=(1.0, 1.0))
+    assert guidance.acts(1.0) and not guidance.acts(0.999)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan)], ids=str)
+def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
+        Guidance(2.0, interval=interval)
+
+
+def test_an_interval_may_be_a_list_and_is_a_value_all_the_same() -> None:
+    guidance = Guidance(2.0, interval=[0.1, 0.5])  # type: ignore[arg-type]
+    assert guidance == Guidance(2.0, interval=(0.1, 0.5)) and hash(guidance)
+
+
+def test_an_unknown_schedule_is_refused_and_the_known_are_named() -> None:
+    with pytest.raises(ValueError, match="'linear' or 'constant', got 'cosine'"):
+        Guidance(2.0, "cosine")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Guidance(scale)
+
+
+def test_the_combination_goes_from_unconditional_through_conditional_and_beyond() -> None:
+    cond, uncond = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 1.0])
+    assert combine(cond, uncond, 0.0).tolist() == [1.0, 1.0]
+    assert combine(cond, uncond, 1.0).tolist() == [3.0, -1.0]
+    assert combine(cond, uncond, 2.0).tolist() == [5.0, -3.0]
+
+
+def test_a_rising_scale_begins_with_none_and_ends_whole_and_a_single_stage_is_the_last() -> None:
+    guidance = Guidance(3.0)
+    assert [guidance.rising(stage, 3) for stage in range(3)] == pytest.approx([1.0, 2.0, 3.0])
+    assert guidance.rising(0, 1) == 3.0
+    assert [Guidance(3.0, "constant").rising(stage, 2) for stage in range(2)] == [3.0, 3.0]
+
+
+# --- a guided head ----------------------------------------------------------------------------------------
+
+B, n, D = 3, 2, 4
+SHIFT = torch.tensor([1.0, 5.0]).repeat_interleave(B)[:, None, None]
+"""What tells the branches apart: conditional rows first."""
+
+
+class Head:
+    """`weight x + time + shift`, and a variance value if asked for; knows with how many rows it was called."""
+
+    def __init__(self, process: Process, weight: float = 0.1) -> None:
+        self.process, self.weight = process, weight
+        self.rows: list[int] = []
+        self.embedded = 0
+
+    def __call__(self, x: Tensor, time: Any) -> Tensor:
+        self.rows.append(len(x))
+        out = self.weight * x + time + SHIFT[: len(x)].to(x.dtype)
+        return torch.cat((out, 0.01 * out), dim=-1) if self.process.learns_variance else out
+
+    def embed(self, nodes: Nodes) -> Tensor:
+        self.embedded += 1
+        return 1e-3 * nodes.on(torch.device("cpu"))
+
+    def step(self, guidance: Guidance, nodes: Nodes) -> Step:
+        return guided(self, self.embed, self.process, guidance, guidance.scale)(nodes)
+
+
+def test_the_output_is_guided_and_the_variance_value_is_the_conditional_branchs() -> None:
+    head = Head(VPCosine(learns_variance=True))
+    x = torch.randn(B, n, D, generator=torch.Generator().manual_seed(0))
+    out, value = head.step(Guidance(3.0), head.process.nodes([900, 500]))(x, 1).chunk(2, dim=-1)
+    cond, null = 0.1 * x + 0.5 + 1, 0.1 * x + 0.5 + 5
+    torch.testing.assert_close(out, null + 3 * (cond - null))
+    torch.testing.assert_close(value, 0.01 * cond)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "rows"),
+    [
+        (Guidance(2.0), [6, 6, 6, 6]),
+        (Guidance(2.0, interval=(0.9, 0.95)), [6, 3, 3, 3]),
+        (Guidance(2.0, interval=(0.0, 0.5)), [3, 3, 6, 6]),
+        (Guidance(2.0, interval=(0.99, 1.0)), [3, 3, 3, 3]),
+        (Guidance(1.0), [3, 3, 3, 3]),
+    ],
+    ids=str,
+)
+def test_both_branches_are_evaluated_where_it_acts_and_times_are_embedded_once(
+    guidance: Guidance, rows: list[int]
+) -> None:
+    head = Head(VPCosine())
+    nodes = DDPM(Spaced(clip=950)).table(head.process, 4).nodes  # times 950, 666, 333 and 0
+    step = head.step(guidance, nodes)
+    assert all(step(torch.zeros(B, n, D), i).shape == (B, n, D) for i in range(4))
+    assert head.rows == rows and head.embedded == 1
+
+
+def test_the_scale_is_not_rounded_to_the_precision_of_the_head() -> None:
+    head = Head(RectifiedFlow(), weight=0.0)
+    out = head.step(Guidance(2.7), head.process.nodes([0.0]))(torch.zeros(B, n, D, dtype=torch.bfloat16), 0)
+    assert out.flatten().tolist() == pytest.approx([5 + 2.7 * (1 - 5)] * out.numel(), rel=1e-6)
