@@ -487,7 +487,7 @@ class TornApart(MixtureAR):
     """Has one that a library finds."""
 
     def propose(self, state: Any, stage: int) -> Any:
-        return torch.distributions.Normal(0.0, -1.0)
+        return torch.distributions.Normal(0.0, -1.0, validate_args=True)
 
 
 @dataclass(frozen=True)
