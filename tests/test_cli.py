@@ -671,3 +671,15 @@ def test_importing_the_package_is_quick() -> None:
     code = "import time; t = time.perf_counter(); import disa_framework; print(time.perf_counter() - t)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert float(done.stdout) < 15
+
+
+@pytest.mark.parametrize("name", ["disa-predict", "disa-bench"])
+def test_a_notebooks_backend_for_pictures_does_not_matter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    options = {"disa-predict": ["--writer", "Arrays", "--num_images", "2"], "disa-bench": ["--repeats", "1"]}[name]
+    done = run(
+        name, *MIXTURE, "--schedule", "Constant", "--schedule.steps", "2", *options, "--output", "out", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr

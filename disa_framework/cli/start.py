@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from importlib import import_module
@@ -10,6 +11,7 @@ _EXTRA = "pip install 'disa-framework[all]'"
 
 
 def _start(name: str) -> None:
+    os.environ["MPLBACKEND"] = "agg"  # pictures become files; a notebook's backend may not even be installed
     try:
         module = import_module(f"disa_framework.cli.{name}")
     except ModuleNotFoundError as error:
