@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from disa_framework.measure import Prediction, held_out_error, measure_cost, median_error
+from disa_framework.measure import PredictedCost, held_out_error, measure_cost, median_error
 from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, Power, StepSchedule, TwoStage
@@ -41,7 +41,7 @@ def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, r
     """Prints the table of one model."""
     labels = torch.zeros(batch_size, dtype=torch.long)
     budgets = [schedule.budget(STAGES) for schedule in HELD_OUT]
-    seen: list[list[Prediction]] = []
+    seen: list[list[PredictedCost]] = []
     for _ in range(rounds):
         model = measure_cost(module, labels, batch_size, repeats=repeats)
         seen.append(held_out_error(model, module, labels, budgets, repeats=repeats))
@@ -52,7 +52,7 @@ def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, r
             f"median error {median_error(seen[-1]):.1%}"
         )
     medians = [
-        Prediction(budget, *(median(p[field] for p in column) for field in (1, 2)))
+        PredictedCost(budget, *(median(p[field] for p in column) for field in (1, 2)))
         for budget, column in zip(budgets, zip(*seen, strict=True), strict=True)
     ]
     for schedule, p in zip(HELD_OUT, medians, strict=True):

@@ -18,14 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from disa_framework.data.requests import Request
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.nn.attention import Backend, use_attention
-from disa_framework.resuming import Identity, identity
+from disa_framework.resuming import RunIdentity, identity
 from disa_framework.runtime.compiling import compile_regions, missing_for_compilation
 from disa_framework.runtime.products import use_fast_products
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import Observer, generate
-from disa_framework.tokenizers import Identity as Pixels
-from disa_framework.tokenizers import Tokenizer
+from disa_framework.tokenizers import Identity, Tokenizer
 
 _VALIDATION_SEED = 0
 
@@ -99,7 +98,7 @@ class ARDiffusionModule(LightningModule):
             warnings.warn("with a cache, only the first block of each half is compiled", stacklevel=2)
         self.model = model
         self.sampling = model.settle(sampling)
-        self.tokenizer = tokenizer or Pixels()
+        self.tokenizer = tokenizer or Identity()
         self.optimization = optimization
         self.seed = seed
         self.runtime = {"compile": compile, "attention": attention}  # which decide how long drawing takes
@@ -119,7 +118,7 @@ class ARDiffusionModule(LightningModule):
         """Head evaluations of one sample."""
         return self.sampling.evaluations(self.model.process)
 
-    def identity(self, condition: Condition | None, batch_size: int, **more: Any) -> Identity:
+    def identity(self, condition: Condition | None, batch_size: int, **more: Any) -> RunIdentity:
         """What decides the samples of a run, see `disa_framework.resuming`."""
         return identity(self.model, self.tokenizer, condition, self.sampling, self.seed, batch_size, **more)
 

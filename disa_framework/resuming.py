@@ -22,7 +22,7 @@ from disa_framework.files import write_atomically
 from disa_framework.sampling.condition import Condition, digest
 from disa_framework.sampling.config import SamplingConfig
 
-Identity = dict[str, Any]
+RunIdentity = dict[str, Any]
 """Plain data by name."""
 
 
@@ -34,7 +34,7 @@ def identity(
     seed: int,
     batch_size: int,
     **more: Any,
-) -> Identity:
+) -> RunIdentity:
     """That of a run.
 
     Args:
@@ -66,7 +66,7 @@ def differing(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     return ", ".join(_differing(known, json.loads(json.dumps(asked))))
 
 
-def claim(manifest: Path, asked: Identity, occupied: bool, what: str) -> None:
+def claim(manifest: Path, asked: RunIdentity, occupied: bool, what: str) -> None:
     """Binds a folder to what decides the files in it: writes the manifest, or compares with the one that there is.
 
     Args:

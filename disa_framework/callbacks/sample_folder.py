@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from disa_framework.callbacks.sample_writers import Images, Pixels, SampleWriter, png
-from disa_framework.data.archive import open_archive, write_archive
+from disa_framework.callbacks.sample_writers import Images, SampleWriter, png
+from disa_framework.data.archive import Pixels, open_archive, write_archive
 from disa_framework.files import write_atomically
-from disa_framework.resuming import Identity, claim
+from disa_framework.resuming import RunIdentity, claim
 
 Format = Literal["png", "npz", "both"]
 """What is kept of the images of a finished run: PNG files, the archive `samples.npz`, or both."""
@@ -71,7 +71,7 @@ class SampleFolder:
         """How many images, from the first on, the archive holds."""
         return len(self._packed())
 
-    def claim(self, identity: Identity) -> None:
+    def claim(self, identity: RunIdentity) -> None:
         """Makes the folder, and binds it to what decides its samples.
 
         Raises:

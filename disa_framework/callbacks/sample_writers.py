@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from disa_framework.data.archive import Pixels
 from disa_framework.metrics.images import to_uint8
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

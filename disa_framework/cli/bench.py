@@ -76,7 +76,8 @@ def _cases(asked: Namespace, name: str, init: Namespace) -> list[measure.Case]:
     module = make_module(init)
     if not asked.random_weights:
         load(module.model, init.ckpt_path)
-    context = measure.placed(module, {**init.trainer, "precision": asked.trainer.precision or init.trainer.precision})
+    options = {**init.trainer, "precision": asked.trainer.precision or init.trainer.precision}
+    context = measure.placed(module, measure.on_one_device(options))
     short = "/".join(Path(name).with_suffix("").parts[-2:])
     return [
         measure.Case(f"{short}, {how}", module.drawing(sampling), requested(init, module, count), count, context)

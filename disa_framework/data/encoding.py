@@ -16,9 +16,9 @@ from torch import Tensor
 
 from disa_framework.data.image_folder import ImageFolder
 from disa_framework.data.latents import LatentsFolder
-from disa_framework.data.reading import ImageData, Images, Reading
+from disa_framework.data.reading import ImageBatch, ImageData, Reading
 from disa_framework.metrics.images import from_uint8
-from disa_framework.resuming import Identity, digest_of
+from disa_framework.resuming import RunIdentity, digest_of
 from disa_framework.tokenizers import Autoencoder
 
 Stored = Literal["float32", "float16"]
@@ -71,19 +71,19 @@ class _Encoder(LightningModule):
         super().__init__()
         self.vae, self.folder, self.shard_size, self.stored = vae, folder, shard_size, stored
 
-    def predict_step(self, batch: Images, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Moments `[B, 2, 2C, H, W]`."""
         images = from_uint8(batch.pixels)
         return torch.stack((self.vae.moments(images), self.vae.moments(images.flip(-1))), dim=1).to(self.stored)
 
-    def on_predict_batch_end(self, outputs: Any, batch: Images, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         moments: Tensor = outputs
         if not moments.isfinite().all():
             raise ValueError("the autoencoder gave NaN or infinite moments: check its weights, or store float32")
         self.folder.write(int(batch.indices[0]) // self.shard_size, moments.cpu(), torch.as_tensor(batch.condition))
 
 
-def _identity(images: ImageFolder, vae: Autoencoder, shard_size: int, dtype: str, precision: str) -> Identity:
+def _identity(images: ImageFolder, vae: Autoencoder, shard_size: int, dtype: str, precision: str) -> RunIdentity:
     """What decides what the latents are."""
     names = "\n".join(os.path.relpath(file, images.root) for file in images.files)
     return {

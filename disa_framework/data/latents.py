@@ -20,7 +20,7 @@ from torch import Tensor
 
 from disa_framework.data.indexed import DamagedFileError, IndexedData, Item, Items
 from disa_framework.files import write_atomically
-from disa_framework.resuming import Identity, claim
+from disa_framework.resuming import RunIdentity, claim
 from disa_framework.tokenizers.autoencoder import sample_posterior
 
 _NAME = re.compile(r"(\d{6,})\.safetensors")
@@ -55,7 +55,7 @@ class LatentsFolder:
         """The shards of so many images that do not exist yet."""
         return set(range(-(-count // shard_size))) - self.finished()
 
-    def claim(self, identity: Identity) -> None:
+    def claim(self, identity: RunIdentity) -> None:
         """Makes the folder, and binds it to what decides what its shards hold.
 
         Raises:
@@ -69,7 +69,7 @@ class LatentsFolder:
             self.manifest.unlink(missing_ok=True)
         claim(self.manifest, identity, occupied, "latents")
 
-    def identity(self) -> Identity:
+    def identity(self) -> RunIdentity:
         """What made the latents.
 
         Raises:

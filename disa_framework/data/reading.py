@@ -22,7 +22,7 @@ from disa_framework.sampling.condition import Condition
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-class Images(NamedTuple):
+class ImageBatch(NamedTuple):
     """Images read together.
 
     Attributes:
@@ -70,7 +70,7 @@ class Reading:
 
 
 class ImageData(RequestData):
-    """Images on disk, for prediction, in batches of `Images`.
+    """Images on disk, for prediction, in batches of `ImageBatch`.
 
     Args:
         read: gives the image at a place, uint8 `[c, h, w]`.
@@ -98,7 +98,7 @@ class ImageData(RequestData):
         return batch._replace(pixels=bring(batch.pixels, device))
 
 
-class _Batches(Dataset[Images]):
+class _Batches(Dataset[ImageBatch]):
     """Whole batches as items, so that a distributed sampler hands out whole batches."""
 
     def __init__(self, requests: Sequence[Request], read: Callable[[int], Tensor]) -> None:
@@ -107,6 +107,6 @@ class _Batches(Dataset[Images]):
     def __len__(self) -> int:
         return len(self.requests)
 
-    def __getitem__(self, place: int) -> Images:
+    def __getitem__(self, place: int) -> ImageBatch:
         indices, condition = self.requests[place]
-        return Images(indices, torch.stack([self.read(i) for i in indices.tolist()]), condition)
+        return ImageBatch(indices, torch.stack([self.read(i) for i in indices.tolist()]), condition)

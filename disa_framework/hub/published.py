@@ -61,19 +61,13 @@ def _mar(size: str, letter: str, millions: float, mib: int, place: str, key: str
     )  # fmt: skip
 
 
-def _flowar(size: str, letter: str, millions: float) -> Published:
+def _ren(family: str, size: str, letter: str, millions: float, sign: str) -> Published:
+    """FlowAR or xAR, which the same authors publish in the same way."""
+    name = family.lower()
     return Published(
-        f"FlowAR-{letter}, {millions} million parameters, ImageNet 256x256",
-        repo="OliverRen/FlowAR", files=(f"FlowAR-{letter}.pth",),
-        constructor=f"models.flowar_{size}", sign="flownet.input_proj.weight", config=f"flowar/{size}",
-    )  # fmt: skip
-
-
-def _xar(size: str, letter: str, millions: float) -> Published:
-    return Published(
-        f"xAR-{letter}, {millions} million parameters, ImageNet 256x256",
-        repo="OliverRen/xAR", files=(f"xAR-{letter}.pth",),
-        constructor=f"models.xar_{size}", sign="pred.weight", config=f"xar/{size}",
+        f"{family}-{letter}, {millions} million parameters, ImageNet 256x256",
+        repo=f"OliverRen/{family}", files=(f"{family}-{letter}.pth",),
+        constructor=f"models.{name}_{size}", sign=sign, config=f"{name}/{size}",
     )  # fmt: skip
 
 
@@ -97,12 +91,12 @@ PUBLISHED = {
     "mar-base": _mar("base", "B", 207.9, 1587, "f6dpuyjb7fudzxcyhvrhk", "a6i4bo71vhfo4anp33n9ukujb"),
     "mar-large": _mar("large", "L", 478.3, 3650, "pxacc5b2mrt3ifw4cah6k", "m48ovo6g7ivcbosrbdaz0ehqt"),
     "mar-huge": _mar("huge", "H", 942.4, 7191, "1qmfx6fpy3k7j9vcjjs3s", "4lae281yzxb406atp32vzc83o"),
-    "flowar-small": _flowar("small", "S", 171.7),
-    "flowar-large": _flowar("large", "L", 586.9),
-    "flowar-huge": _flowar("huge", "H", 1913.3),
-    "xar-base": _xar("base", "B", 172.6),
-    "xar-large": _xar("large", "L", 608.4),
-    "xar-huge": _xar("huge", "H", 1186.0),
+    "flowar-small": _ren("FlowAR", "small", "S", 171.7, "flownet.input_proj.weight"),
+    "flowar-large": _ren("FlowAR", "large", "L", 586.9, "flownet.input_proj.weight"),
+    "flowar-huge": _ren("FlowAR", "huge", "H", 1913.3, "flownet.input_proj.weight"),
+    "xar-base": _ren("xAR", "base", "B", 172.6, "pred.weight"),
+    "xar-large": _ren("xAR", "large", "L", 608.4, "pred.weight"),
+    "xar-huge": _ren("xAR", "huge", "H", 1186.0, "pred.weight"),
     "harmon-0.5b": _harmon("0.5b", "mar_base", 210.9),
     "harmon-1.5b": _harmon("1.5b", "mar_huge", 951.1),
     "kl16": Published(

@@ -97,21 +97,21 @@ def variations(sampling: SamplingConfig, schedules: Sequence[str]) -> dict[str, 
     return {text: varied(text) for text in schedules} or {str(sampling.schedule): sampling}
 
 
-def placed(module: ARDiffusionModule, options: dict[str, Any]) -> Context:
-    """Brings a module to where Lightning's trainer would draw with it, in its precision.
-
-    Args:
-        module: is changed in place.
-        options: of the trainer; one device is used.
+def placed(module: ARDiffusionModule, trainer: Trainer) -> Context:
+    """Brings a module to where Lightning's trainer draws with it, in its precision; the module is changed in place.
 
     Returns:
         What makes the context in which the module is called.
     """
-    single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    quiet = {"logger": False, "enable_checkpointing": False, "callbacks": []}
-    trainer = Trainer(**{**options, **single, **quiet})
     trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device)
     return trainer.precision_plugin.predict_step_context
+
+
+def on_one_device(options: dict[str, Any]) -> Trainer:
+    """A trainer with these options, but for several devices, and quiet."""
+    single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    quiet = {"logger": False, "enable_checkpointing": False, "callbacks": []}
+    return Trainer(**{**options, **single, **quiet})
 
 
 @torch.inference_mode()

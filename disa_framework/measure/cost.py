@@ -104,7 +104,7 @@ class CostModel:
             raise ValueError(f"{path} holds no cost model, measure one anew: {error!r}") from error
 
 
-class Prediction(NamedTuple):
+class PredictedCost(NamedTuple):
     """A budget that was timed, and what had been expected.
 
     Attributes:
@@ -179,7 +179,7 @@ def held_out_error(
     *,
     repeats: int = 5,
     clock: Clock = time.perf_counter,
-) -> list[Prediction]:
+) -> list[PredictedCost]:
     """What the model says of budgets that it was not fitted on, beside their times; see `median_error`.
 
     Raises:
@@ -190,11 +190,11 @@ def held_out_error(
     samplings = _with_budgets(module.sampling, budgets)
     measured = measure_latency(module, condition, model.batch_size, samplings, repeats=repeats, clock=clock)
     return [
-        Prediction(tuple(budget), model(budget), seconds) for budget, seconds in zip(budgets, measured, strict=True)
+        PredictedCost(tuple(budget), model(budget), seconds) for budget, seconds in zip(budgets, measured, strict=True)
     ]
 
 
-def median_error(predictions: Sequence[Prediction]) -> float:
+def median_error(predictions: Sequence[PredictedCost]) -> float:
     """Median relative error."""
     return statistics.median(prediction.error for prediction in predictions)
 

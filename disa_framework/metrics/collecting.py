@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from disa_framework.data.image_files import ImageFiles
-from disa_framework.data.reading import ImageData, Images, Reading
+from disa_framework.data.reading import ImageBatch, ImageData, Reading
 from disa_framework.metrics.feature_set import Features, FeatureSet
 from disa_framework.metrics.features import FeatureExtractor
 from disa_framework.metrics.images import to_uint8
@@ -95,5 +95,5 @@ def read_features(
 class _Reader(LightningModule):
     """Draws what lies on disk."""
 
-    def predict_step(self, batch: Images, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         return batch.pixels

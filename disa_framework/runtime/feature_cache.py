@@ -74,7 +74,7 @@ class Lazy(FeatureCache):
 
 
 @dataclass(frozen=True)
-class Features:
+class BlockFeatures:
     """What a stack of blocks made of each token when it was last computed.
 
     Attributes:
@@ -89,7 +89,7 @@ class Features:
     late: Tensor
 
     @classmethod
-    def compute(cls, blocks: Sequence[Block], x: Tensor, kept: int) -> tuple[Tensor, Features]:
+    def compute(cls, blocks: Sequence[Block], x: Tensor, kept: int) -> tuple[Tensor, BlockFeatures]:
         """What the blocks make of `x [G B, L, w]`, and the features of its first `kept` rows."""
         keys, values = [], []
         early = x = blocks[0](x)
@@ -100,7 +100,7 @@ class Features:
             x = block.update(x, q, k, v)
         return x, cls(keys, values, early[:kept], x[:kept])
 
-    def renew(self, blocks: Sequence[Block], x: Tensor, due: Tensor, share: float) -> Features:
+    def renew(self, blocks: Sequence[Block], x: Tensor, due: Tensor, share: float) -> BlockFeatures:
         """The features once `x [B, L, w]` has come, whose tokens beyond those known are among the ones due.
 
         Args:
@@ -116,7 +116,7 @@ class Features:
             keys.append(_put(old_keys, places, k, L))
             values.append(_put(old_values, places, v, L))
             x = block.update(x, q, keys[-1], values[-1])
-        return Features(keys, values, known, _put(self.late, places, x, L))
+        return BlockFeatures(keys, values, known, _put(self.late, places, x, L))
 
     def _moved(self, early: Tensor, due: Tensor, share: float) -> Tensor:
         """Of the tokens that are not due, those that are farthest from what they were `[B, l - n]`."""
@@ -135,8 +135,8 @@ class Memory:
         difference: `[B, N, w]`, what the unconditional branch's conditioning has more; `None` without guidance.
     """
 
-    encoder: Features
-    decoder: Features
+    encoder: BlockFeatures
+    decoder: BlockFeatures
     difference: Tensor | None
 
 
@@ -188,8 +188,8 @@ class Backbone:
 
     def _compute(self) -> tuple[Tensor, Memory]:
         mar, B, G = self.mar, len(self.drawn), self.branches
-        x, encoder = Features.compute(mar.encoder, self._embed(self.buffer), B)
-        x, decoder = Features.compute(mar.decoder, self._fill(self.between(mar.encoder_norm(x), G)), B)
+        x, encoder = BlockFeatures.compute(mar.encoder, self._embed(self.buffer), B)
+        x, decoder = BlockFeatures.compute(mar.decoder, self._fill(self.between(mar.encoder_norm(x), G)), B)
         cond, *null = mar.decoder_norm(x[:, mar.buffer_size :]).chunk(G)
         return self._read(x), Memory(encoder, decoder, null[0] - cond if null else None)
 

@@ -14,7 +14,7 @@ import torch
 from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost, median_error
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress
-from disa_framework.resuming import Identity, fingerprint
+from disa_framework.resuming import RunIdentity, fingerprint
 from disa_framework.runtime.devices import name_of
 from disa_framework.sampling.condition import Condition, digest, size, take
 from disa_framework.sampling.config import SamplingConfig
@@ -47,7 +47,9 @@ class Direct:
         bars: show how far calibration is.
     """
 
-    def __init__(self, meter: Meter, plan: Plan, unit: Unit, known: Identity, folder: Path | None, bars: Bars) -> None:
+    def __init__(
+        self, meter: Meter, plan: Plan, unit: Unit, known: RunIdentity, folder: Path | None, bars: Bars
+    ) -> None:
         self.meter, self.plan, self.folder, self.bars = meter, plan, folder, bars
         self.known = {"model": known["model"], "tokenizer": known["tokenizer"], "precision": meter.precision}
         self.calibration = plan.calibration or Calibration()

@@ -27,7 +27,7 @@ from disa_framework import values
 from disa_framework.metrics.quality import Quality
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress, silent
-from disa_framework.resuming import Identity, digest_of
+from disa_framework.resuming import RunIdentity, digest_of
 from disa_framework.sampling.condition import Condition, cycled, size
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.search.direct import Bars, Direct
@@ -97,7 +97,7 @@ class _Search:
     """What the process that leads does."""
 
     def __init__(
-        self, meter: Meter, limit: Limit, plan: Plan, known: Identity, folder: Path | None, bars: Bars
+        self, meter: Meter, limit: Limit, plan: Plan, known: RunIdentity, folder: Path | None, bars: Bars
     ) -> None:
         self.meter, self.limit, self.plan, self.folder, self.bars = meter, limit, plan, folder, bars
         if folder is not None:
@@ -203,7 +203,7 @@ class _Search:
         note = "other workers are still drawing: the last one says what was found"
         return study, Found(best, self.costs(best), self.costs.unit, notes=(summary(study), note))
 
-    def _identity(self) -> Identity:
+    def _identity(self) -> RunIdentity:
         """What decides what trials find."""
         plan, meter = self.plan, self.meter
         return {

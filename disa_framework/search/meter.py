@@ -18,6 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from disa_framework.data.requests import Request, RequestData
+from disa_framework.measure.cases import placed
 from disa_framework.measure.latency import measure_latency
 from disa_framework.metrics.quality import Quality
 from disa_framework.module import ARDiffusionModule
@@ -114,10 +115,7 @@ class Meter(Callback):
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """The module where and in the precision in which it draws."""
-        trainer = self._trainer()
-        plugin = trainer.precision_plugin
-        plugin.convert_module(self.module).to(trainer.strategy.root_device)
-        with plugin.predict_step_context():
+        with placed(self.module, self._trainer())():
             yield
 
     def check(self, counts: tuple[int, ...]) -> None:

@@ -24,7 +24,7 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback, fail_
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from disa_framework.progress import Progress, silent
-from disa_framework.resuming import Identity, differing
+from disa_framework.resuming import RunIdentity, differing
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.search.objective import WORKER, Objective, key_of, sampling_of
 from disa_framework.search.storage import RETRIES, grace
@@ -48,7 +48,7 @@ def search(
     starts: Mapping[str, SamplingConfig] | None = None,
     storage: BaseStorage | None = None,
     name: str = "disa",
-    identity: Identity | None = None,
+    identity: RunIdentity | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> Study:
@@ -171,7 +171,7 @@ def _open(
     objective: Objective,
     storage: BaseStorage | None,
     name: str,
-    identity: Identity,
+    identity: RunIdentity,
     starts: Mapping[str, SamplingConfig],
 ) -> Study:
     pruner = MedianPruner(n_startup_trials=_UNPRUNED)
