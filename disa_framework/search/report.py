@@ -257,7 +257,7 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
     axes.set(xlabel=f"cost ({objective.costs.unit} per sample)", ylabel="distance")
-    axes.legend(loc="upper right", fontsize="small")
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # within it would hide points
 
 
 def _plot_trials(axes: Axes, study: Study) -> None:
