@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit demo table mixture gpu gpu-dry lowest check-inception clean
+.PHONY: setup test lint unit demo table mixture gpu gpu-dry lowest check-inception postgres clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,10 @@ check-inception:
 	$(PYTHON) -m venv $(VENV)/inception
 	$(VENV)/inception/bin/python -m pip install --disable-pip-version-check -e '.[inception]' pytest
 	$(VENV)/inception/bin/python -m pytest tests/inception
+
+# Workers that share a study on PostgreSQL, whose server is begun in a temporary folder: a minute. Installs nothing.
+postgres: setup
+	$(BIN)/python -m pytest -rs tests/search/test_postgresql.py
 
 clean:
 	rm -rf $(VENV) outputs

@@ -34,7 +34,7 @@ _MODEL: dict[str, Any] = {
     "encoder_heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "head_depth": 1, "head_width": 32,
     "buffer_size": 2,
 }  # fmt: skip
-_PROGRAM = "from disa_framework.cli.predict import command; command()"
+_PROGRAM = "from disa_framework.cli.start import predict; predict()"
 _MARK = "held"  # begins the lines that the other process prints
 
 

@@ -11,12 +11,13 @@ for a while does so to both.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from statistics import median
 
 import torch
 from torch import nn
 
-from disa_framework.measure import PredictedCost, held_out_error, measure_cost, median_error
+from disa_framework.measure import measure_cost, measure_latency
 from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, Power, StepSchedule, TwoStage
@@ -40,28 +41,32 @@ def digits_mar() -> MAR:
 def report(name: str, module: ARDiffusionModule, batch_size: int, rounds: int, repeats: int) -> None:
     """Prints the table of one model."""
     labels = torch.zeros(batch_size, dtype=torch.long)
-    budgets = [schedule.budget(STAGES) for schedule in HELD_OUT]
-    seen: list[list[PredictedCost]] = []
+    samplings = [replace(module.sampling, schedule=schedule) for schedule in HELD_OUT]
+    seen: list[list[tuple[float, float]]] = []  # predicted and measured milliseconds of a batch
     for _ in range(rounds):
         model = measure_cost(module, labels, batch_size, repeats=repeats)
-        seen.append(held_out_error(model, module, labels, budgets, repeats=repeats))
+        measured = measure_latency(module, labels, batch_size, samplings, repeats=repeats)
+        seen.append([
+            (1e3 * batch_size * model(sampling.budget), 1e3 * batch_size * seconds)
+            for sampling, seconds in zip(samplings, measured, strict=True)
+        ])  # fmt: skip
         print(
             f"{name}, batches of {batch_size}: {1e3 * batch_size * model.fixed:.2f} ms fixed, "
             f"{1e3 * batch_size * sum(model.backbone) / STAGES:.2f} ms backbone a stage, "
             f"{1e3 * batch_size * sum(model.head) / STAGES:.3f} ms head an evaluation, "
-            f"median error {median_error(seen[-1]):.1%}"
+            f"median error {median(map(error, seen[-1])):.1%}"
         )
-    medians = [
-        PredictedCost(budget, *(median(p[field] for p in column) for field in (1, 2)))
-        for budget, column in zip(budgets, zip(*seen, strict=True), strict=True)
-    ]
-    for schedule, p in zip(HELD_OUT, medians, strict=True):
+    medians = [tuple(map(median, zip(*pairs, strict=True))) for pairs in zip(*seen, strict=True)]
+    for schedule, pair in zip(HELD_OUT, medians, strict=True):
         label = "PerStage((1, 40, …))" if isinstance(schedule, PerStage) else str(schedule)
-        print(
-            f"  {label:38} predicted {1e3 * batch_size * p.predicted:8.1f} ms  "
-            f"measured {1e3 * batch_size * p.measured:8.1f} ms  error {p.error:6.1%}"
-        )
-    print(f"  median error {median_error(medians):.1%}")
+        print(f"  {label:38} predicted {pair[0]:8.1f} ms  measured {pair[1]:8.1f} ms  error {error(pair):6.1%}")
+    print(f"  median error {median(map(error, medians)):.1%}")
+
+
+def error(pair: tuple[float, ...]) -> float:
+    """Of what was predicted, relative to what was measured."""
+    predicted, measured = pair
+    return abs(predicted - measured) / measured
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, Two
 from disa_framework.search import Calibration, Knots, Limit, Meter, Plan, Space, Stages, find
 from disa_framework.toy.classifier import DigitsFeatures
 from disa_framework.toy.digits import DigitsData
-from examples.digits import train
+from examples.digits import spread, train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
 LIMITS = (28, 34, 40, 48, 56, 68, 80, 96, 128)
@@ -81,10 +81,9 @@ def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str,
     }
     samplings |= found(module, quality, options)
     meter = Meter(module, quality, labels, 250, CPU)
-    with meter.lead():
-        for name, sampling in tqdm(samplings.items(), desc="schedules"):
-            evaluations = sampling.evaluations(module.model.process)
-            results[name] = (evaluations, meter.measure(sampling, options.count, NOISE), sampling)
+    for name, sampling in tqdm(samplings.items(), desc="schedules"):
+        evaluations = sampling.evaluations(module.model.process)
+        results[name] = (evaluations, meter.measure(sampling, options.count, NOISE), sampling)
     return results
 
 
@@ -124,7 +123,7 @@ def merged(runs: Sequence[dict[str, tuple[int, float, SamplingConfig]]]) -> dict
 def report(points: dict[str, Point]) -> str:
     """Markdown."""
     lines = ["| schedule | head evaluations | distance |", "|---|---|---|"]
-    lines += [f"| {name} | {p.evaluations} | {_spread(p.distances)} |" for name, p in points.items()]
+    lines += [f"| {name} | {p.evaluations} | {spread(p.distances, 3)} |" for name, p in points.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -146,12 +145,8 @@ def timed(module: ARDiffusionModule, points: dict[str, Point], names: Sequence[s
     for name, latency in zip(names, latencies, strict=True):
         point, time = points[name], 1e3 * latency
         title = f"{name} ({point.sampling.stages} stages: {' '.join(map(str, point.sampling.budget))})"
-        lines.append(f"| {title} | {point.evaluations} | {_spread(point.distances)} | {time:.2f} |")
+        lines.append(f"| {title} | {point.evaluations} | {spread(point.distances, 3)} | {time:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {_deviation(values):.3f}"
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -29,6 +29,7 @@ from disa_framework.search import Calibration, Profile, measure_profile
 from disa_framework.search.coupling import SharedPath
 from disa_framework.toy.exact import ProjectedMixture
 from disa_framework.toy.mixture import MixtureAR, MixtureState
+from examples.digits import spread
 
 MENU = (2, 3, 5, 7, 10, 14, 20, 28, 40, 60, 90)
 FINE, REST, LIMIT = 2 * max(MENU), 12, 440
@@ -178,8 +179,7 @@ def agreement(errors: Tensor, truth: Tensor) -> tuple[float, float]:
 def compare(model: MixtureAR, sources: Sequence[NoiseSource], count: int, samples: int) -> dict[str, tuple[float, ...]]:
     """Of each measure: both rank correlations, and the excess of its budget over linear's."""
     exact = Truth(model, count)
-    weights, directions = model.component_weights(None, 1)[0].double(), exact.mixture.directions[:TRUE_DIRECTIONS]
-    narrow = ProjectedMixture(weights, model.means, model.cholesky, directions)
+    narrow = ProjectedMixture.of(model, projections=TRUE_DIRECTIONS)
     truths = [true_errors(model, narrow, source, count, i) for i, source in enumerate(sources)]
     truth, found = torch.stack(truths).mean(dim=0), profiles(model, samples)
     agreements = {name: agreement(torch.tensor(p.errors), truth) for name, p in found.items()}
@@ -194,10 +194,6 @@ def compare(model: MixtureAR, sources: Sequence[NoiseSource], count: int, sample
     return {name: (*agreements[name], excess(p.schedule(LIMIT)) / reference) for name, p in found.items()}
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
-
-
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.error_measures", description=__doc__.split("\n")[0])
     parser.add_argument("--mixtures", type=int, nargs="+", default=[1, 2, 3], help="seeds of their means")
@@ -210,7 +206,7 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"| measure | rank correlation | the same, at equal T | excess over {REFERENCE} |\n|---|---|---|---|")
     for name in runs[0]:
         columns = zip(*(run[name] for run in runs), strict=True)
-        print(f"| {name} | {' | '.join(map(spread, columns))} |")
+        print(f"| {name} | {' | '.join(spread(values, 2) for values in columns)} |")
 
 
 if __name__ == "__main__":

@@ -26,17 +26,15 @@ import torch
 from torch import Tensor
 
 from disa_framework import SamplingConfig, generate
-from disa_framework.measure.cost import analytic_cost
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
 from disa_framework.schedules.adaptive import Signal
-from disa_framework.search import Costs, Knots, Limit, Meter, Parametric, Plan, Space, Stages, find
+from disa_framework.search import Knots, Limit, Meter, Plan, Space, Stages, find
 from disa_framework.search.adaptation import Records
-from disa_framework.search.objective import Objective, sampling_of
-from disa_framework.search.study import choose, search
 from disa_framework.solvers import DDPM, DPMSolverPP, Solver, Spaced
 from disa_framework.toy.exact import ProjectedMixture, SlicedWasserstein
 from disa_framework.toy.mixture import MixtureAR
+from examples.digits import spread
 
 STAGES, PROJECTIONS = 16, 128
 NOISE = (100, 101, 102)  # seeds of the samples that are compared; searches draw with seed 0
@@ -53,7 +51,6 @@ SPACES = {
     "searched, 5 knots and stages": Space(Knots(5, 2, 150), num_stages=(STAGES, *FEWER)),
     "searched, 5 knots, temperature, stages": Space(Knots(5, 2, 150), temperature=WARM, num_stages=(STAGES, *FEWER)),
 }
-WARM_LINEAR = Space(Parametric(Linear, (50, 50), (5, 5)), fill=False, temperature=WARM)
 DISTANCE, CPU = SlicedWasserstein(64), {"accelerator": "cpu"}
 # With fewer samples luck decides which trials are stopped.
 PLAN = Plan(rungs=(10_000, 20_000), batch_size=4000, seeds=1, profile_samples=3000, trainer=CPU)
@@ -65,11 +62,7 @@ class Truth:
     """How far samples are from a mixture, above as many true samples."""
 
     def __init__(self, model: MixtureAR, count: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        directions = torch.randn(PROJECTIONS, STAGES, generator=generator, dtype=torch.float64)
-        directions /= directions.norm(dim=1, keepdim=True)
-        weights = torch.full((len(model.means),), 1 / len(model.means), dtype=torch.float64)
-        self.mixture = ProjectedMixture(weights, model.means, model.cholesky, directions)
+        self.mixture = ProjectedMixture.of(model, projections=PROJECTIONS)
         exact = (model.sample_exactly(count, torch.Generator().manual_seed(99 + i)) for i in range(5))
         self.floor = statistics.mean(map(self.distance, exact))
 
@@ -108,17 +101,16 @@ def _spaces(solver: Solver) -> dict[str, Space]:
     return SPACES if isinstance(solver, DDPM) else plain
 
 
-def warm_linear(model: MixtureAR, limit: int, trials: int) -> Samplings:
-    """What temperature alone does for a ramp: a study that begins with nothing."""
+def warm_linear(model: MixtureAR) -> Samplings:
+    """What temperature alone does for a ramp."""
     ramp, name = module(model, Linear(50, 5), DDPM_950), "linear 50→5, best temperature"
     meter = Meter(ramp, DISTANCE, None, PLAN.batch_size, CPU)
+    warm = [replace(ramp.sampling, solver=replace(DDPM_950, temperature=1 + i / 50)) for i in range(11)]
 
-    def study() -> SamplingConfig:
-        with meter.lead():
-            objective = Objective(meter, Costs(ramp, analytic_cost), WARM_LINEAR, limit, PLAN.rungs)
-            return sampling_of(choose(search(objective, trials), objective))
+    def distance(sampling: SamplingConfig) -> float:
+        return statistics.mean(meter.measure(sampling, PLAN.rungs[-1], seed) for seed in range(3))
 
-    return {name: _timed(name, study)} if trials else {}
+    return {name: _timed(name, lambda: min(warm, key=distance))}
 
 
 def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
@@ -134,7 +126,7 @@ def examine(model: MixtureAR, options: argparse.Namespace) -> dict[str, tuple[fl
         "two-stage 50, 5": replace(base, schedule=TwoStage(50, 5)),
         "constant 28": replace(base, schedule=Constant(28)),
         **whole,
-        **warm_linear(model, limit, options.trials),
+        **warm_linear(model),
         "constant 13, half": fast,
         **{f"{title}, half": sampling for title, sampling in half.items()},
     }
@@ -173,10 +165,9 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"| schedule | head evaluations | {mixtures} | over {REFERENCE} |\n|{'---|' * (len(runs) + 3)}")
     for name in runs[0]:
         ratios = [run[name][1] / run[REFERENCE][1] for run in runs]
-        spread = f" ± {statistics.stdev(ratios):.2f}" if len(ratios) > 1 else ""
         excesses = " | ".join(f"{run[name][1]:.4f}" for run in runs)
         evaluations = statistics.mean(run[name][0] for run in runs)
-        print(f"| {name} | {evaluations:.0f} | {excesses} | {statistics.mean(ratios):.2f}{spread} |")
+        print(f"| {name} | {evaluations:.0f} | {excesses} | {spread(ratios, 2)} |")
 
 
 def _options(args: Sequence[str] | None) -> argparse.Namespace:

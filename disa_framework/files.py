@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename into it: a reader, or a killed run, never meets half a file."""
+    """Write beside `path`, then rename into it: a reader, or a killed run, never meets half a file.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, belongs: Callable[[Path], bool], pattern: str = ".*.tmp") -> None:
+    """Removes what killed runs have left of files that they were writing.
+
+    Args:
+        folder: is searched.
+        belongs: whether a file is one of theirs.
+        pattern: of the places that are searched.
+    """
+    for leftover in folder.glob(pattern):
+        if (written := _TEMPORARY.fullmatch(leftover.name)) and belongs(leftover.with_name(written[1])):
+            leftover.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

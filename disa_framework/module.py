@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from disa_framework.data.position import position, settle
 from disa_framework.data.requests import Request
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.nn.attention import Backend, use_attention
@@ -24,6 +26,7 @@ from disa_framework.runtime.products import use_fast_products
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import Observer, generate
+from disa_framework.sampling.noise import check_seed
 from disa_framework.tokenizers import Identity, Tokenizer
 
 _VALIDATION_SEED = 0
@@ -49,8 +52,10 @@ class Optimization:
     decay: Literal["none", "cosine"] = "none"
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or self.warmup_steps < 0:
-            raise ValueError(f"need lr > 0 and warmup_steps >= 0, got {self}")
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf or self.warmup_steps < 0:
+            raise ValueError(f"need a finite lr > 0, weight_decay >= 0 and warmup_steps >= 0, got {self}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if self.decay not in ("none", "cosine"):
             raise ValueError(f"decay must be 'none' or 'cosine', got {self.decay!r}")
 
@@ -88,6 +93,7 @@ class ARDiffusionModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_seed(seed)
         use_attention(model, attention)
         use_fast_products(model)
         if compile and (lack := missing_for_compilation()):
@@ -99,6 +105,7 @@ class ARDiffusionModule(LightningModule):
         self.model = model
         self.sampling = model.settle(sampling)
         self.tokenizer = tokenizer or Identity()
+        self.tokenizer.check(model.latent_shape)
         self.optimization = optimization
         self.seed = seed
         self.runtime = {"compile": compile, "attention": attention}  # which decide how long drawing takes
@@ -132,6 +139,14 @@ class ARDiffusionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         check_classes(getattr(self.trainer, "datamodule", None), self.model)
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Condition], batch_idx: int) -> None:
+        # Noise, masks and dropout of a batch are a function of its place, wherever training was stopped and gone on.
+        place = (self.seed % 2**64, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        settle(checkpoint["loops"]["fit_loop"], position(self.trainer), self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
         loss = self._loss(batch)

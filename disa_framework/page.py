@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +22,17 @@ _STYLE = (
 
 
 def picture(draw: Callable[[Axes], object], height: float = 3.5) -> bytes:
-    """A PNG of what is drawn into the axes."""
+    """A PNG of what is drawn into the axes; no dollar sign begins a formula."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, height), layout="constrained")
-    draw(figure.subplots())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure, buffer = Figure(figsize=(8, height), layout="constrained"), io.BytesIO()
+    with rc_context({"text.parse_math": False}):
+        draw(figure.subplots())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of signs that the font lacks, and of names that leave no room
+        figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def literal(text: str) -> str:
-    """As pictures show it, where a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
 
 
 def paragraph(text: str) -> str:

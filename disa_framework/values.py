@@ -7,14 +7,45 @@ dataclass as its fields.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 _PACKAGE = "disa_framework"
+
+MOST = 1_000_000
+"""Of what has a size or is counted: more is a slip of the pen, and would take all memory."""
+_MOST = {"depth": 1000, "layers": 1000, "dropout": 1, "temperature": 10}
+"""Of arguments by the last word of their names."""
+
+
+def check_numbers(make: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Checks the numbers that a network is made with: whole ones are sizes, others are shares and factors.
+
+    Args:
+        make: its constructor, whose annotations say which is which.
+        given: its arguments by name, as `locals()` has them.
+
+    Raises:
+        ValueError: a size is not a whole number from 1 on (`num_classes`: from 0 on), another number is negative or
+            not finite, a dropout is above 1, or one is larger than anybody can mean.
+    """
+    for name, hint in make.__annotations__.items():
+        if hint not in ("int", "float"):
+            continue
+        value, whole = given[name], hint == "int"
+        low, high = (
+            int(whole and name != "num_classes"),
+            _MOST.get(name.rpartition("_")[2], MOST if whole else math.inf),
+        )
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high or math.isinf(value):
+            bounds = f"from {low} to {high:,}" if high < math.inf else "from 0 on"
+            raise ValueError(f"{name} must be a {'whole ' * whole}number {bounds}, got {value!r}")
 
 
 def dump(value: Any) -> Any:
@@ -69,12 +100,19 @@ def find(kind: type[Any], path: str) -> type[Any]:
             import_module(module)
         except ImportError as error:
             raise ValueError(f"there is no module {module}: {error}") from None
-    known = {child.__name__: child for child in _descendants(kind)}
-    found = getattr(sys.modules.get(module), name, None) if module else known.get(name)
+    classes = known(kind)
+    found = getattr(sys.modules.get(module), name, None) if module else classes.get(name)
     if not isinstance(found, type) or not issubclass(found, kind) or inspect.isabstract(found):
-        names = ", ".join(sorted(known))
-        raise ValueError(f"{path} is no {kind.__name__}; known are {names}, and what has been imported")
+        raise ValueError(
+            f"{path} is no {kind.__name__}; known are {', '.join(classes)}, and what has been imported: import a class "
+            "of your own first, or name it in an option of the command, too, such as --schedule my_package.MyClass"
+        )
     return found
+
+
+def known(kind: type[Any]) -> dict[str, type[Any]]:
+    """The classes of a family that have been imported, by name, in the order of the alphabet."""
+    return dict(sorted(((child.__name__, child) for child in _descendants(kind)), key=lambda item: item[0]))
 
 
 def path_of(kind: type[Any]) -> str:
@@ -116,6 +154,8 @@ def _filled(kind: type[Any], content: Any) -> Any:
 
 def _part(hint: Any, value: Any) -> Any:
     """A field's value; parts that are dataclasses or of a family are made of their content."""
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,) and isinstance(value, list | tuple):
+        return tuple(_part(get_args(hint)[0], item) for item in value)
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if isinstance(option, type) and (is_dataclass(option) or inspect.isabstract(option)) and value is not None:

@@ -31,7 +31,7 @@ from disa_framework.metrics.feature_set import features_of
 from disa_framework.metrics.fid import frechet_distance
 from disa_framework.sampling.condition import in_turn
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule, TwoStage
-from disa_framework.toy.classifier import DigitsFeatures, agreement
+from disa_framework.toy.classifier import DigitsFeatures
 from disa_framework.toy.digits import CAPTIONS, DigitsData, Polarity
 
 CONFIG = "digits/mar"
@@ -138,10 +138,11 @@ def measure(folder: SampleFolder, polarity: Polarity, prompts: Sequence[str] = C
     made, network = folder.facts(), DigitsFeatures()
     images = folder.read(range(made["num_images"]))
     reference = features_of(network, DigitsData(polarity=polarity).reference_images())
-    labels = in_turn([CAPTIONS.index(prompt) for prompt in prompts], len(images))
+    labels = torch.tensor(in_turn([CAPTIONS.index(prompt) for prompt in prompts], len(images)))
+    read = network.logits(network(images)).argmax(dim=1)
     return Result(
         frechet_distance(features_of(network, images), reference),
-        agreement(images, torch.tensor(labels)),
+        (read == labels).double().mean().item(),
         made["head_evaluations_per_image"],
         made["seconds_per_image"],
     )

@@ -277,7 +277,7 @@ def broken(place: Path, tmp_path: Path) -> dict[str, Path]:
         ("one", "fits.npz", "1 image cannot be measured"),
         ("keys.npz", "fits.npz", r"keys.npz lacks arr_0, holds \['images'\]"),
         ("floats.npz", "fits.npz", r"floats.npz is float64 \[80, 8, 8, 1\]: must be uint8"),
-        ("cut.npz", "fits.npz", "cut.npz is not an .npz archive, or is cut short"),
+        ("cut.npz", "fits.npz", "cut.npz is no .npz archive, or is cut short"),
         ("flat", "two.npz", "two.npz holds statistics of 2 features, DigitsFeatures gives 64"),
         ("flat", "keys.npz", r"keys.npz is no .*lacks \['mu', 'sigma'\], holds \['images'\]"),
         ("flat", "nan.npz", "nan.npz holds NaN or infinity"),

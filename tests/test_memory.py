@@ -21,7 +21,7 @@ PROGRAM = """
 import resource, torch
 from disa_framework.runtime.memory import keep_freed_memory
 def pages():
-    for _ in range(4):
+    for _ in range(8):
         torch.ones(50 * 2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(50 * 2**20)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -108,7 +108,7 @@ def test_a_cosine_decay_ends_at_0_and_never_rises_after_warm_up() -> None:
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": float("nan")}, {"warmup_steps": -1}], ids=str)
 def test_an_optimisation_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="need lr > 0 and warmup_steps >= 0, got"):
+    with pytest.raises(ValueError, match=r"lr > 0.* and warmup_steps >= 0, got"):
         Optimization(**options)
 
 
@@ -270,54 +270,6 @@ def test_data_of_more_classes_than_the_models_are_refused_and_both_are_named(tmp
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, max_steps=1).fit(tiny_module(), datamodule=Data((1, 8, 8), 12))
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(tiny_module(), datamodule=Data((1, 8, 8), 7))
-
-
-class Reseed(Callback):
-    """Makes the randomness of a training step a function of its number."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(trainer.global_step)
-
-
-def fit(folder: Path, every_n_epochs: int = 1, **limits: Any) -> None:
-    """Trains on four fixed batches an epoch, from `last.ckpt` if there is one."""
-    images, labels = DigitsData(batch_size=16).train_dataset()[:64]
-    batches = DataLoader(TensorDataset(images, labels), batch_size=16)
-    last = folder / "last.ckpt"
-    callbacks = [EMAWeightAveraging(decay=0.9), LastCheckpoint(every_n_epochs), Reseed()]
-    trainer(folder, *callbacks, limit_val_batches=0, **limits).fit(
-        tiny_module(), batches, ckpt_path=last if last.exists() else None, weights_only=True
-    )
-
-
-@pytest.mark.parametrize("every_n_epochs", [1, 5], ids=["saved often", "saved at the end"])
-def test_a_run_stopped_after_an_epoch_and_continued_equals_one_that_was_not(
-    every_n_epochs: int, tmp_path: Path
-) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit(whole, every_n_epochs, max_epochs=3)
-    fit(parts, every_n_epochs, max_epochs=2)
-    assert checkpoint(parts)["global_step"] == 8
-    fit(parts, every_n_epochs, max_epochs=3)
-    a, b = checkpoint(whole), checkpoint(parts)
-    assert a["global_step"] == b["global_step"] == 12
-    assert same(a["state_dict"], b["state_dict"])
-    assert same(a["current_model_state"], b["current_model_state"])
-    assert a["lr_schedulers"] == b["lr_schedulers"]
-    for key, moments in a["optimizer_states"][0]["state"].items():
-        assert same(moments, b["optimizer_states"][0]["state"][key])
-
-
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-def test_a_run_stopped_within_an_epoch_keeps_the_weights_it_trained(tmp_path: Path) -> None:
-    fit(tmp_path, every_n_epochs=5, max_steps=6)
-    first = checkpoint(tmp_path)
-    assert first["global_step"] == 6
-    assert not same(first["state_dict"], first["current_model_state"])
-    fit(tmp_path, every_n_epochs=5, max_steps=10)
-    second = checkpoint(tmp_path)
-    assert second["global_step"] == 10
-    assert second["optimizer_states"][0]["state"][0]["step"] == 10
 
 
 def test_an_unknown_decay_is_refused() -> None:

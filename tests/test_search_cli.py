@@ -42,7 +42,7 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_search_leaves_what_images_are_drawn_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     per_stage(mixture_module().sampling, 9, 7, 4, 2).save(tmp_path / "mine.yaml")
-    chosen = ["--space.guidance", "[1, 2]", "--space.solvers+", "DDIM", "--space.num_stages", "[4, 3]"]
+    chosen = ["--space.guidance", "[1, 2]", "--space.solver+", "DDIM", "--space.num_stages", "[4, 3]"]
     chosen += ["--space.temperature", "[1.1, 1.2]", "--finalists", "1", "--trials", "29", "--calibration.stride", "2"]
     chosen += ["--profile_samples", "100"]
     starts = ["--starts", f"[{tmp_path}/mine.yaml]"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from disa_framework.callbacks.sample_writers import Images, SampleWriter, png
-from disa_framework.data.archive import Pixels, open_archive, write_archive
-from disa_framework.files import write_atomically
+from disa_framework.data.archive import Pixels, read_array, write_archive
+from disa_framework.files import remove_leftovers, write_atomically
 from disa_framework.resuming import RunIdentity, claim
 
 Format = Literal["png", "npz", "both"]
 """What is kept of the images of a finished run: PNG files, the archive `samples.npz`, or both."""
+_BESIDE = ("samples.json", "samples.npz", "grid.png", "metadata.jsonl")
 
 
 class SampleFolder:
@@ -62,10 +63,8 @@ class SampleFolder:
         return self._prompt_folder(prompt) / f"samples/{sample:04}{self.writer.suffix}"
 
     def finished(self) -> set[int]:
-        """The samples that exist."""
-        files = self.path.glob(f"{'*/samples/' if self.prompts else ''}*{self.writer.suffix}")
-        drawn = {index for file in files if (index := self._index(file)) is not None}
-        return drawn | set(range(self.packed()))
+        """The samples that exist; what is left of a damaged file is none."""
+        return {index for index, file in self._files() if self._holds(file)} | set(range(self.packed()))
 
     def packed(self) -> int:
         """How many images, from the first on, the archive holds."""
@@ -79,10 +78,9 @@ class SampleFolder:
             OSError: if it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        claim(self.manifest, identity, any(self._files()) or self.archive.exists(), "samples")
         for pattern in (".*.tmp", "[0-9]*/**/.*.tmp") if self.prompts else (".*.tmp",):
-            for leftover in self.path.glob(pattern):
-                leftover.unlink(missing_ok=True)
-        claim(self.manifest, identity, bool(self.finished()), "samples")
+            remove_leftovers(self.path, self._owns, pattern)
         for number, prompt in enumerate(self.prompts):
             (self._prompt_folder(number) / "samples").mkdir(parents=True, exist_ok=True)
             write_atomically(self._prompt_folder(number) / "metadata.jsonl", (json.dumps(prompt) + "\n").encode())
@@ -98,7 +96,7 @@ class SampleFolder:
 
     def write(self, index: int, sample: Tensor) -> None:
         """Writes a sample, as `SampleWriter.prepare` gives it, unless it exists."""
-        if not self.file(index).exists() and index >= self.packed():
+        if not self._holds(self.file(index)) and index >= self.packed():
             write_atomically(self.file(index), self.writer.encode(sample))
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -141,15 +139,32 @@ class SampleFolder:
     def _unpack(self) -> None:
         """Writes the PNG files of what the archive holds."""
         for index, image in enumerate(self._packed()):
-            if not self.file(index).exists():
+            if not self._holds(self.file(index)):
                 write_atomically(self.file(index), png(image))
 
     def _packed(self) -> Sequence[Pixels] | Pixels:
         """What the archive holds, `[B, h, w, c]`."""
-        return open_archive(self.archive) if self.archive.exists() else ()
+        try:
+            return read_array(self.archive, "arr_0") if self.archive.exists() else ()
+        except ValueError as error:
+            raise ValueError(f"{error}: delete it") from error
 
     def _prompt_folder(self, prompt: int) -> Path:
         return self.path / f"{prompt:05}"
+
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        """Those of samples, whole or not."""
+        for file in self.path.glob(f"{'*/samples/' if self.prompts else ''}*{self.writer.suffix}"):
+            if (index := self._index(file)) is not None:
+                yield index, file
+
+    def _holds(self, file: Path) -> bool:
+        """Whether a file is there, and whole."""
+        return file.is_file() and self.writer.is_whole(file)
+
+    def _owns(self, file: Path) -> bool:
+        """Whether runs write such a file."""
+        return file.name in _BESIDE or self._index(file) is not None
 
     def _index(self, file: Path) -> int | None:
         """The sample whose file this is, if it is any's."""

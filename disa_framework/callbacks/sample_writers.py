@@ -9,9 +9,11 @@ Letters: `B` samples, `c h w` channels and pixels.
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from disa_framework.data.archive import Pixels
 from disa_framework.metrics.images import to_uint8
+
+_LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG file
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class SampleWriter(ABC):
     def encode(self, sample: Tensor) -> bytes:
         """The file of one sample that has been prepared, without `B`, on the host. Threads call this."""
 
+    def is_whole(self, file: Path) -> bool:
+        """Whether nothing of a file has been lost, as far as can be told quickly; if not, its sample is drawn again."""
+        return file.stat().st_size > 0
+
     def check(self, shape: Sequence[int]) -> None:  # noqa: B027  most take any shape
         """Raises a ValueError that says what would fit, if it has no files for samples of this shape, without `B`."""
 
@@ -56,6 +64,11 @@ class Images(SampleWriter):
     def encode(self, sample: Tensor) -> bytes:
         self.check(sample.shape)
         return png(sample.permute(1, 2, 0).numpy())
+
+    def is_whole(self, file: Path) -> bool:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - len(_LAST_CHUNK)))
+            return stream.read() == _LAST_CHUNK
 
     def check(self, shape: Sequence[int]) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
@@ -78,6 +91,12 @@ class Arrays(SampleWriter):
         buffer = io.BytesIO()
         np.save(buffer, sample.numpy(), allow_pickle=False)
         return buffer.getvalue()
+
+    def is_whole(self, file: Path) -> bool:
+        try:
+            return np.lib.format.open_memmap(file, mode="r") is not None
+        except ValueError:
+            return False
 
 
 def png(pixels: Pixels) -> bytes:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from disa_framework import measure
-from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse
 from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
 from disa_framework.cli.printing import aligned
 
@@ -32,19 +32,14 @@ def benchmark(args: Sequence[str] | None = None) -> Path:
     named = {str(asked.config[-1]) if asked.config else "options": asked}
     named |= {name: _read(["--config", name]) for name in _several(asked.compare)}
     cases = [case for name, init in named.items() for case in _cases(asked, name, init)]
-    timings, folder = measure.measure(cases, repeats=asked.repeats), Path(asked.output)
+    timings, folder = measure.time_cases(cases, repeats=asked.repeats), Path(asked.output)
     weights = "random" if asked.random_weights else asked.ckpt_path
     about = {**measure.made_with(timings), "precision": str(asked.trainer.precision), "weights": weights}
     measure.save(folder, timings, about)
-    print(*aligned(measure.rows(timings)), sep="\n")
+    print(*aligned(measure.table(timings)), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "versions"))
     print(f"all: {folder / 'bench.json'}, {folder / 'bench.png'}")
     return folder
-
-
-def command() -> None:
-    """The program `disa-bench`."""
-    run("disa-bench", benchmark)
 
 
 def _read(args: Sequence[str] | None) -> Namespace:

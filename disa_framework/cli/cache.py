@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from disa_framework.cli.common import make_parser, parse, run
+from disa_framework.cli.common import make_parser, parse
 from disa_framework.data.encoding import Stored, encode
 from disa_framework.data.image_folder import ImageFolder
 from disa_framework.data.latents import LatentsFolder
@@ -43,8 +43,3 @@ def cache(args: Sequence[str] | None = None) -> LatentsFolder | None:
     if folder:
         print(f"latents of {len(images)} images in {len(images.classes)} classes: {folder.path}")
     return folder
-
-
-def command() -> None:
-    """The program `disa-cache`."""
-    run("disa-cache", cache)

@@ -20,14 +20,15 @@ import torch
 from jsonargparse import Namespace
 
 from disa_framework import hub
-from disa_framework.cli.common import find_config, make_parser, parse, run
+from disa_framework.cli.common import find_config, make_parser, parse
 from disa_framework.cli.drawing import add_drawing
+from disa_framework.cli.refusals import OneLine
 
 
 def convert(args: Sequence[str] | None = None) -> None:
     """Converts a file; see `disa-convert --help`."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="disa-convert", description=__doc__, formatter_class=formatter)
+    parser = OneLine(prog="disa-convert", description=__doc__, formatter_class=formatter)
     parser.add_argument("source", help="File or folder to read.")
     parser.add_argument("target", help="The .safetensors file to write.")
     parser.add_argument("--model", help="Configuration of a model that is not a published one, by path or name.")
@@ -36,11 +37,6 @@ def convert(args: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(args))
     described = _model(options.pop("model"))
     print(hub.convert(**options, **described).report)
-
-
-def command() -> None:
-    """The program `disa-convert`."""
-    run("disa-convert", convert)
 
 
 def _model(config: str | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from disa_framework import diagnostics
-from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework import diagnostics, measure
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse
 from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
 from disa_framework.cli.printing import aligned, progress_bar
 from disa_framework.metrics.quality import Quality
@@ -41,11 +41,11 @@ def diagnose(args: Sequence[str] | None = None) -> Path:
     module, folder = make_module(init), Path(init.output)
     condition = requested(init, module, init.num_samples)
     load(module.model, init.ckpt_path)
-    options = {**init.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    options = {**init.trainer, **measure.ONE_DEVICE}
     meter = Meter(module, init.metric if init.ablation else None, condition, init.batch_size, options)
     found: diagnostics.Ablation | diagnostics.Diagnosis
     if init.ablation:
-        with meter.lead(), progress_bar(init.ablation) as bar:
+        with progress_bar(init.ablation) as bar:
             found = diagnostics.ablate(meter, init.ablation, init.num_samples, init.steps, init.menu, init.seeds, bar)
     else:
         menu, count, together = tuple(init.menu), init.num_samples, init.batch_size
@@ -55,11 +55,6 @@ def diagnose(args: Sequence[str] | None = None) -> Path:
     page = found.save(folder)
     print(*aligned(found.table()), *found.notes, f"all: {page.with_suffix('.csv')}, {page}", sep="\n")
     return folder
-
-
-def command() -> None:
-    """The program `disa-diagnose`."""
-    run("disa-diagnose", diagnose)
 
 
 def _make_parser() -> ArgumentParser:

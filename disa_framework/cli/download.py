@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from disa_framework import hub
-from disa_framework.cli.common import run
 from disa_framework.cli.printing import progress_bar
+from disa_framework.cli.refusals import OneLine
 from disa_framework.hub.published import PUBLISHED
 
 _NAMES = "\n".join(f"  {name:16} {published.description}" for name, published in PUBLISHED.items())
@@ -27,7 +27,7 @@ A transfer that was cut goes on where it was when the command is given again.
 def download(args: Sequence[str] | None = None) -> None:
     """Fetches what is published under a name; see `disa-download --help`."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="disa-download", description=_DOWNLOAD, formatter_class=formatter)
+    parser = OneLine(prog="disa-download", description=_DOWNLOAD, formatter_class=formatter)
     parser.add_argument("name", help="What to fetch.")
     parser.add_argument("--to", dest="folder", default="checkpoints", help="Folder to put it in.")
     parser.add_argument("--url", help="Another address of the same file.")
@@ -40,8 +40,3 @@ def download(args: Sequence[str] | None = None) -> None:
     if published.constructor:
         use = f"--config {published.config} --ckpt_path" if published.config else "--vae"
         print(f"draw with it: disa-predict … {use} {files[0]}")
-
-
-def command() -> None:
-    """The program `disa-download`."""
-    run("disa-download", download)

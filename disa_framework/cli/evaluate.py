@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from disa_framework.cli.common import instantiate, make_parser, parse, run
+from disa_framework.cli.common import instantiate, make_parser, parse
 from disa_framework.cli.printing import print_figures
 from disa_framework.data.reading import Reading
 from disa_framework.files import check_writable, write_atomically
@@ -52,11 +52,6 @@ def evaluate(args: Sequence[str] | None = None) -> dict[str, Any]:
     if result and init.output:
         write_atomically(Path(init.output), (json.dumps(result, indent=2) + "\n").encode())
     return result or {}
-
-
-def command() -> None:
-    """The program `disa-evaluate`."""
-    run("disa-evaluate", evaluate)
 
 
 def _make_parser() -> ArgumentParser:

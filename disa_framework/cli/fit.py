@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer, seed_everything
 
-from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse, run
+from disa_framework.callbacks import FiniteLoss, TrainingLines
+from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse
 from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 
@@ -19,6 +23,12 @@ examples:
   disa-fit --config digits/mar --data.polarity plain --trainer.max_steps 500
   disa-fit --config digits/mar --ckpt_path outputs/digits-mar/last.ckpt
 """
+
+_LEAST = {
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0,
+    "min_epochs": 0, "min_steps": 0, "num_sanity_val_steps": -1, "val_check_interval": 1e-6,
+}  # fmt: skip
+"""Of the trainer's options that Lightning itself takes at any value."""
 
 
 def fit(args: Sequence[str] | None = None) -> None:
@@ -31,32 +41,38 @@ def fit(args: Sequence[str] | None = None) -> None:
     config = parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
     init = instantiate(parser, config)
-    trainer, module = Trainer(**init.trainer), make_module(init)
-    folder, step = Path(trainer.default_root_dir), 0
+    trainer, module = _trainer(init.trainer), make_module(init)
+    folder = Path(trainer.default_root_dir)
     if config.ckpt_path:
         apply_weights(module.model, load_weights(config.ckpt_path), config.ckpt_path)
-        step = _steps(config.ckpt_path)
-    elif (folder / "last.ckpt").exists():
+        _check_training(config.ckpt_path)
+    elif (folder / "last.ckpt").exists() and not any(folder.glob("hpc_ckpt_*.ckpt")):  # of SLURM's requeueing
         raise ValueError(
             f"{folder} holds a trained model: go on with --ckpt_path {folder / 'last.ckpt'}, or train into another "
             "--trainer.default_root_dir, or delete it"
         )
-    # Ranks begin alike, and draw noise of their own; a run that goes on does not draw what it began with.
-    torch.manual_seed((step << 32) + config.seed + trainer.global_rank)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         parser.save(config, str(folder / "config.yaml"), overwrite=True)
     trainer.fit(module, datamodule=init.data, ckpt_path=config.ckpt_path, weights_only=True)
 
 
-def _steps(checkpoint: str) -> int:
-    """How many steps a model was trained for."""
+def _trainer(options: Mapping[str, Any]) -> Trainer:
+    """Lightning's, with what watches over training, and lines where its progress bar would be none."""
+    for name, least in _LEAST.items():
+        if isinstance(options[name], int | float) and not options[name] >= least:
+            raise ValueError(f"--trainer.{name} must be at least {least}, got {options[name]}")
+    callbacks, bar = options["callbacks"] or [], options["enable_progress_bar"]
+    callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), FiniteLoss()]
+    if bar is None and not sys.stdout.isatty():
+        bar = False
+        callbacks.append(TrainingLines(partial(print, file=sys.stderr, flush=True)))
+    return Trainer(**{**options, "callbacks": callbacks, "enable_progress_bar": bar})
+
+
+def _check_training(checkpoint: str) -> None:
+    """Raises a ValueError if training cannot go on from it."""
     try:
-        return int(torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"])
+        torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["loops"]
     except Exception as error:  # of other formats
         raise ValueError(f"{checkpoint} has no training to go on with: give a .ckpt of disa-fit") from error
-
-
-def command() -> None:
-    """The program `disa-fit`."""
-    run("disa-fit", fit)

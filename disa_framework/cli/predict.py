@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from disa_framework.callbacks import SampleFolder, SampleWriter
-from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse
 from disa_framework.cli.drawing import add_drawing, load, reader, with_vae
 from disa_framework.cli.printing import print_figures
 from disa_framework.files import check_writable, write_atomically
@@ -56,11 +56,6 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
         drawn = draw(module, folder, condition, count, form=init.format, facts={"asked": str(asked)}, **how)
         _say(drawn, module.sampling.schedule.adapts, init.grid)
     return folder
-
-
-def command() -> None:
-    """The program `disa-predict`."""
-    run("disa-predict", predict)
 
 
 def _make_parser() -> ArgumentParser:

@@ -35,6 +35,7 @@ def progress_bar(name: str) -> Iterator[Progress]:
         def show(done: int, total: int) -> None:
             if total != bar.total or done < bar.n:
                 bar.reset(total)
+                bar.delay = 0  # it is shown now, and ends its line when it is closed
             bar.update(done - bar.n)
 
         yield show

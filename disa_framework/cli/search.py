@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,9 +12,10 @@ from typing import Literal
 import optuna
 import torch.distributed as dist
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import SecretStr
 from tqdm import tqdm
 
-from disa_framework.cli.common import instantiate, make_module, make_parser, parse, run
+from disa_framework.cli.common import instantiate, make_module, make_parser, parse
 from disa_framework.cli.drawing import add_drawing, load, requested, with_vae
 from disa_framework.cli.printing import aligned, progress_bar
 from disa_framework.metrics.quality import Quality
@@ -24,8 +26,9 @@ from disa_framework.toy import exact  # noqa: F401  so that its distance is know
 
 _SEARCH = """Finds the step schedule that draws the best images within a limit. The methods:
 
-  study      an Optuna study of images drawn and measured; it begins with hand-made ramps and what the next two find
+  study      an Optuna study of images drawn and measured; it begins with hand-made ramps and what the next ones find
   pareto     the same for all costs at once
+  fit        fits a solver of a few steps to the head, and finds its best budget as the next one does; no images
   calibrate  measures how far few steps at each stage shift what is drawn, and solves for the best budget; no images
   learn      learns steps from that same profile by gradient, heeding in which direction each stage shifts
   adapt      a schedule that decides its steps while drawing, with the threshold that meets the limit
@@ -34,6 +37,7 @@ examples:
   disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
   disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage postgresql://host/studies
   disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
+  disa-search --config digits/search --ckpt_path last.ckpt --method fit --evaluations 40
   disa-search --config digits/search --ckpt_path last.ckpt --method calibrate --speedup 2.5
   disa-search --config mixture/search --evaluations 440 --space.temperature '[1, 1.15]'
 
@@ -65,11 +69,6 @@ def search(args: Sequence[str] | None = None) -> Found:
     return found
 
 
-def command() -> None:
-    """The program `disa-search`."""
-    run("disa-search", search)
-
-
 def _make_parser() -> ArgumentParser:
     parser = make_parser("disa-search", _SEARCH)
     add = parser.add_argument
@@ -78,7 +77,9 @@ def _make_parser() -> ArgumentParser:
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
     add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
     add("--starts", type=list[str], default=[], help="Sampling configs to begin with, besides the hand-made ramps.")
-    add("--storage", type=str | None, help="Database URL or journal file (default: study.db in the output folder).")
+    add(
+        "--storage", type=SecretStr | None, help="SQLite file or database URL (default: study.db in the output folder)."
+    )
     add("--output", type=str, default="outputs/search", help="Folder for the results.")
     parser.add_subclass_arguments(Quality, "metric", required=False, help="What is made small, where there are trials.")
     parser.add_class_arguments(Plan, skip={"starts", "storage", "trainer"}, sub_configs=True)
@@ -98,9 +99,11 @@ def _limit(config: Namespace) -> Limit:
 
 
 def _plan(init: Namespace) -> Plan:
-    starts = {path: SamplingConfig.load(path) for path in init.starts}
+    # Pictures show names, in which files may have what is no text.
+    starts = {os.fsencode(path).decode(errors="replace"): SamplingConfig.load(path) for path in init.starts}
     given = {field.name: init[field.name] for field in fields(Plan) if field.name in init}
-    return Plan(**{**given, "starts": starts})
+    storage = None if init.storage is None else init.storage.get_secret_value()
+    return Plan(**{**given, "starts": starts, "storage": storage})
 
 
 def _lines(found: Found) -> Iterator[str]:

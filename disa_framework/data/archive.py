@@ -1,4 +1,4 @@
-"""An `.npz` of images as ADM's evaluator reads it, written and read without holding them all in memory.
+"""An `.npz` of arrays, and of images as ADM's evaluator reads it, without holding them all in memory.
 
 50,000 images of 256 by 256 pixels are 10 GB. They are kept uncompressed, as ADM keeps them, so that they can be mapped.
 Letters: `B` images, `h w` pixels, `c` channels.
@@ -6,18 +6,22 @@ Letters: `B` images, `h w` pixels, `c` channels.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from disa_framework.hub.reading import instead
+
 Pixels = NDArray[np.uint8]
 
-_LOCAL_HEADER = struct.Struct("<4s4xH16xHH")  # of a zip member: signature, compression, lengths of name and extras
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of what else is told of it
 
 
 def write_archive(path: Path, images: Iterable[Pixels], count: int, labels: Sequence[int] | None) -> None:
@@ -43,20 +47,57 @@ def write_archive(path: Path, images: Iterable[Pixels], count: int, labels: Sequ
         temporary.unlink(missing_ok=True)
 
 
-def open_archive(path: Path) -> Pixels:
-    """The images `[B, h, w, c]` of an archive, read where they are looked at.
+def names_of(path: Path) -> list[str]:
+    """The names of the arrays in an `.npz`.
 
     Raises:
-        ValueError: if `write_archive` has not written it.
+        ValueError: it is none, or is cut short.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            kind = instead(file.read(256))
+        raise ValueError(f"{path} is {kind or 'no .npz archive, or is cut short'}")
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """An array of an `.npz`, read where it is looked at if it lies there uncompressed. Nothing in it is executed.
+
+    What its header says is compared with what there is before any room is made for it.
+
+    Raises:
+        ValueError: it is damaged, or no array of numbers.
     """
     try:
-        with path.open("rb") as file:
-            signature, compression, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            if signature != b"PK\3\4" or compression != zipfile.ZIP_STORED:
-                raise ValueError("not an uncompressed .npz")
-            file.seek(name + extra, os.SEEK_CUR)
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            return np.memmap(path, dtype, "r", file.tell(), shape)
-    except (struct.error, ValueError) as error:
-        raise ValueError(f"{path} is damaged: delete it") from error
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            info = archive.getinfo(f"{name}.npy")
+            shape, by_columns, dtype = _read_header(member)
+            count = math.prod(map(int, shape))
+            told = member.tell() + count * dtype.itemsize
+            if dtype.kind not in "biuf":
+                raise ValueError(f"{name} is {dtype} {list(shape)}, no plain numbers")
+            if min(shape, default=0) < 0 or told != info.file_size:
+                raise ValueError(f"{name} is said to be {dtype} {list(shape)}, but has {info.file_size} bytes")
+            if info.compress_type == zipfile.ZIP_STORED and count:
+                place = _place(path, info) + member.tell()
+                return np.memmap(path, dtype, "r", place, shape, "F" if by_columns else "C")
+            member.seek(0)
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except Exception as error:  # damage makes NumPy raise all kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged or of another kind: {reason}") from error
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is stored by columns, and kind of numbers of an array; the file stands at its data then."""
+    first = np.lib.format.read_magic(member) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(member)
+
+
+def _place(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the content of a member begins."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+        return file.tell() + int(name) + int(extra)

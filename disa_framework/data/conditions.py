@@ -54,10 +54,17 @@ class Labels(ConditionReader):
     Args:
         labels: the classes; all of the model's by default.
         each: samples of each class, class after class; otherwise the classes take turns sample by sample.
+
+    Raises:
+        ValueError: there are no classes, or they are no whole numbers.
     """
 
     labels: tuple[int, ...] | None = None
     each: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and (not self.labels or any(type(label) is not int for label in self.labels)):
+            raise ValueError(f"labels must be the numbers of at least one class, got {list(self.labels)}")
 
     def read(self, model: ARDiffusionModel) -> Condition:
         if self.labels is None and not model.num_classes:

@@ -30,12 +30,23 @@ def is_hidden(name: str) -> bool:
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Images in a folder and below it, sorted folder by folder; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+    """Images in a folder and below it, sorted folder by folder; hidden files and folders are passed over.
+
+    Links are followed, to each folder once, so that they may lead back.
+    """
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [os.path.join(parent, n) for n in names if n.lower().endswith(SUFFIXES) and not is_hidden(n)]
     return sorted(found, key=os.path.split)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def any_in_color(files: Sequence[str]) -> bool:
@@ -68,7 +79,10 @@ def read_pixels(file: str, size: int | None = None, in_color: bool = True) -> Te
     try:
         with Image.open(file) as image:
             if image.mode.startswith("I"):  # 16 bits: Pillow would clip them; as of color, the upper 8 are kept
-                whole = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                levels = np.asarray(image)
+                if image.mode == "I" and not (levels.min() >= 0 and (levels.max() == 0 or 255 < levels.max() < 2**16)):
+                    raise ValueError(f"its levels are {levels.min()} to {levels.max()} in 32 bits: save 8 or 16 bits")
+                whole = Image.fromarray((levels >> 8).astype(np.uint8))
             elif (
                 image.mode == "P"
             ):  # its colors may be transparent, which Pillow loses with a warning on the way to RGB

@@ -5,7 +5,6 @@ Letters: `N` images, `c` channels, `h w` pixels.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa_framework.data.archive import Pixels, open_archive
+from disa_framework.data.archive import Pixels, names_of, read_array
 from disa_framework.data.decoding import SUFFIXES, any_in_color, find_images, read_pixels
 from disa_framework.data.indexed import DamagedFileError
 
@@ -73,21 +72,9 @@ class ImageFiles:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def archive_keys(path: Path) -> list[str]:
-    """The names of the arrays in an `.npz`.
-
-    Raises:
-        ValueError: it is none, or is cut short.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz archive, or is cut short")
-    with np.load(path, allow_pickle=False) as archive:
-        return list(archive.files)
-
-
 def holds_images(path: Path) -> bool:
     """Whether an `.npz` has images in it."""
-    return _IMAGES in archive_keys(path)
+    return _IMAGES in names_of(path)
 
 
 def _files(path: Path) -> list[str]:
@@ -95,18 +82,11 @@ def _files(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> Pixels:
-    """The images `[N, h, w, c]` of an archive: read where they are looked at, if they lie first and uncompressed."""
+    """The images `[N, h, w, c]` of an archive."""
     if not holds_images(path):
-        raise ValueError(f"{path} lacks {_IMAGES}, holds {archive_keys(path)}: give one with images as ADM writes it")
-    with zipfile.ZipFile(path) as archive:
-        first = archive.infolist()[0]
-    mapped = first.filename == f"{_IMAGES}.npy" and first.compress_type == zipfile.ZIP_STORED
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images: Pixels = open_archive(path) if mapped else archive[_IMAGES]
-    except Exception as error:  # damage makes NumPy raise all kinds
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"{path} lacks {_IMAGES}, holds {names_of(path)}: give one with images as ADM writes it")
+    images: Pixels = read_array(path, _IMAGES)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not all(images.shape[1:]):
         held = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"{_IMAGES} of {path} is {held}: must be uint8 [N, h, w, c] with 1 or 3 channels")
     return images

@@ -5,6 +5,7 @@ Letters: `B` images in a batch, `h`, `w` pixels.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -100,11 +101,12 @@ class ImageFolderData(IndexedData):
 
 
 def _warn_of_numbers(classes: list[str]) -> None:
-    """Warns where folders are numbers, but not in the order of numbers."""
-    if all(name.isdecimal() for name in classes) and classes != (ordered := sorted(classes, key=int)):
+    """Warns where names hold numbers, and are not in the order of these."""
+    ordered = sorted(classes, key=lambda name: [(part.zfill(99), part) for part in re.split(r"(\d+)", name)])
+    if classes != ordered:
         label = next(label for label, name in enumerate(classes) if name != ordered[label])
         warnings.warn(
             f"class folders are sorted as text: label {label} is folder {classes[label]}, not {ordered[label]}; if "
-            f"that is not meant, name them with as many digits each: {ordered[label].zfill(max(map(len, classes)))}",
+            "that is not meant, give their numbers as many digits each, as in 007 and 010",
             stacklevel=3,
         )

@@ -8,8 +8,10 @@ Letters: `B` items in a batch.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,11 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-Item = tuple[Tensor, int]
-Batch = tuple[Tensor, Tensor]
+from disa_framework.data.position import Position, position
+from disa_framework.data.workers import worker_options
+
+Item = tuple[Tensor, int | str]
+Batch = tuple[Tensor, Tensor | list[str]]
 
 _SPLIT_SEED = 0
 
@@ -33,7 +38,7 @@ class DamagedFileError(ValueError):
 
 
 class Items(Dataset[Item], ABC):
-    """Images or latents with labels: `items[i]` is item `i` as it is, `items[i, epoch]` with its draws of an epoch.
+    """Images or latents, each with its label or caption: `items[i]` as it is, `items[i, epoch]` with draws of an epoch.
 
     Args:
         classes: names of the labels 0, 1, ….
@@ -64,7 +69,8 @@ class IndexedData(LightningDataModule):
     """Batches `(images or latents [B, …], labels [B])`, for training and validation.
 
     Training batches are shuffled, full, and drawn anew in every epoch; validation batches come in order, without
-    draws. The global random generator is neither read nor changed.
+    draws. Training that goes on from a checkpoint goes on within its epoch. The global random generator is neither
+    read nor changed.
 
     Args:
         items: to train with.
@@ -91,6 +97,7 @@ class IndexedData(LightningDataModule):
             count = len(self.train_indices)
             raise ValueError(f"batch_size must be from 1 to the {count} training items, got {batch_size}")
         self.items, self.batch_size, self.num_workers, self.seed = items, batch_size, num_workers, seed
+        self.position = Position(0, 0)
 
     @property
     def num_classes(self) -> int:
@@ -104,34 +111,46 @@ class IndexedData(LightningDataModule):
         """Empty if nothing is held out."""
         return self._loader(self.validation_items, self.validation_indices, train=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where training goes on."""
+        return position(self.trainer)._asdict() if self.trainer else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = Position(**state_dict)
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
     def _loader(self, items: Items, indices: Sequence[int], train: bool) -> DataLoader[Item]:
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return DataLoader(
             items,
             batch_size=self.batch_size,
-            sampler=_Keys(indices, train, ranks, rank, self.seed),
+            sampler=_Keys(self, indices, train),
             drop_last=train,
-            num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_collate,
             generator=torch.Generator(),  # or the loader would draw from the global one
+            **worker_options(self.num_workers),
         )
 
 
 class _Keys(DistributedSampler[Any]):
     """This rank's share of the keys of an epoch: `(index, epoch)` in random order, or `index` in order.
 
-    Lightning tells a sampler the epoch, and leaves a distributed one in its place.
+    Lightning tells a sampler the epoch, and leaves a distributed one in its place. An epoch that training goes on with
+    lacks what was trained on already.
     """
 
-    def __init__(self, indices: Sequence[int], train: bool, ranks: int, rank: int, seed: int) -> None:
-        super().__init__(indices, ranks, rank, shuffle=train, seed=seed, drop_last=train)  # type: ignore[arg-type]
-        self.indices, self.train = indices, train
+    def __init__(self, data: IndexedData, indices: Sequence[int], train: bool) -> None:
+        ranks, rank = (data.trainer.world_size, data.trainer.global_rank) if data.trainer else (1, 0)
+        super().__init__(indices, ranks, rank, shuffle=train, seed=data.seed, drop_last=train)  # type: ignore[arg-type]
+        self.data, self.indices, self.train = data, indices, train
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
-        epoch = self.epoch
-        indices = (self.indices[place] for place in super().__iter__())
-        return ((index, epoch) for index in indices) if self.train else indices
+        if not self.train:
+            return (self.indices[place] for place in super().__iter__())
+        begun = self.data.position
+        self.epoch = epoch = max(self.epoch, begun.epoch)  # loader processes are given work before Lightning tells it
+        trained = begun.batches * self.data.batch_size if epoch == begun.epoch else 0
+        return ((self.indices[place], epoch) for place in islice(super().__iter__(), trained, None))
 
 
 def split(count: int, share: float) -> tuple[list[int], list[int]]:
@@ -152,4 +171,4 @@ def split(count: int, share: float) -> tuple[list[int], list[int]]:
 
 def _collate(items: list[Item]) -> Batch:
     contents, labels = zip(*items, strict=True)
-    return torch.stack(contents), torch.tensor(labels)
+    return torch.stack(contents), list(labels) if isinstance(labels[0], str) else torch.tensor(labels)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from disa_framework.data.indexed import DamagedFileError, IndexedData, Item, Items
-from disa_framework.files import write_atomically
+from disa_framework.files import remove_leftovers, write_atomically
 from disa_framework.resuming import RunIdentity, claim
 from disa_framework.tokenizers.autoencoder import sample_posterior
 
@@ -63,11 +63,10 @@ class LatentsFolder:
             OSError: if it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
         if not (occupied := bool(self.finished())):
             self.manifest.unlink(missing_ok=True)
         claim(self.manifest, identity, occupied, "latents")
+        remove_leftovers(self.path, lambda file: file == self.manifest or bool(_NAME.fullmatch(file.name)))
 
     def identity(self) -> RunIdentity:
         """What made the latents.
@@ -80,7 +79,7 @@ class LatentsFolder:
             raise FileNotFoundError(f"no latents in {self.path}: make them with disa-cache")
         try:
             return dict(json.loads(self.manifest.read_text())["identity"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.manifest} is damaged: delete {self.path} and run disa-cache again") from error
 
     def write(self, shard: int, moments: Tensor, labels: Tensor) -> None:
@@ -98,7 +97,7 @@ class LatentsFolder:
             with safe_open(file, framework="pt") as tensors:
                 moments = tensors.get_slice("moments")[place, int(mirrored)]
                 label = tensors.get_slice("labels")[place]
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # of what a shard lacks, too
             raise DamagedFileError(f"{file} is damaged ({error}): delete it and run disa-cache again") from error
         return moments.float(), int(label)
 
@@ -121,7 +120,9 @@ class Latents(Items):
         try:
             self.count, self.shard_size = int(made["num_images"]), int(made["shard_size"])
             self.scale, classes = float(made["scale"]), list(made["classes"])
-        except (KeyError, TypeError) as error:
+            if self.count < 1 or self.shard_size < 1:
+                raise ValueError(f"{self.count} latents, {self.shard_size} in a shard")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.folder.manifest} is damaged ({error}): delete {folder} and cache again") from error
         super().__init__(classes, seed)
         if lost := self.folder.missing(self.count, self.shard_size):

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from disa_framework.data.requests import Request, RequestData
+from disa_framework.data.workers import worker_options
 from disa_framework.runtime.devices import bring
 from disa_framework.sampling.condition import Condition
 
 WORKERS = min(4, os.cpu_count() or 1)
+_MOST_WORKERS = 1024
 
 
 class ImageBatch(NamedTuple):
@@ -54,9 +56,11 @@ class Reading:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_workers < 0:
+        if self.batch_size < 1 or not 0 <= self.num_workers <= _MOST_WORKERS:
             given = f"{self.batch_size} and {self.num_workers}"
-            raise ValueError(f"batch_size must be at least 1, and num_workers at least 0, got {given}")
+            raise ValueError(
+                f"batch_size must be at least 1, and num_workers at least 0 and at most {_MOST_WORKERS}, got {given}"
+            )
 
     def runner(self, *callbacks: Callback) -> Trainer:
         """The trainer whose predict loop reads."""
@@ -92,7 +96,7 @@ class ImageData(RequestData):
         self.read, self.num_workers = read, reading.num_workers
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(_Batches(self.pending, self.read), batch_size=None, num_workers=self.num_workers)
+        return DataLoader(_Batches(self.pending, self.read), batch_size=None, **worker_options(self.num_workers))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch._replace(pixels=bring(batch.pixels, device))

@@ -6,6 +6,8 @@ not the run was killed before. Rounding depends on who shares a batch, so this m
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from disa_framework.sampling.condition import Condition, size, take
+from disa_framework.sampling.condition import Condition, check_count, size, take
 
 
 class Request(NamedTuple):
@@ -43,7 +45,7 @@ class _Requests(Dataset[Request]):
 
 
 class RequestData(LightningDataModule):
-    """The requests of a run, for prediction.
+    """The requests of a run, for prediction. SIGTERM does during it what it did before.
 
     Args:
         count: samples of the run.
@@ -64,6 +66,7 @@ class RequestData(LightningDataModule):
         finished: Callable[[], Collection[int]] = tuple,
     ) -> None:
         super().__init__()
+        check_count(count)
         if count < 1 or batch_size < 1:
             raise ValueError(f"need at least 1 sample, and 1 in a batch; got {count}, and {batch_size} in a batch")
         if condition is not None and size(condition) != count:
@@ -72,6 +75,7 @@ class RequestData(LightningDataModule):
         self.pending: list[Request] = []
 
     def setup(self, stage: str) -> None:
+        self._sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
         done = frozenset(self.finished())
         starts = range(0, self.count, self.batch_size)
         batches = [range(start, min(start + self.batch_size, self.count)) for start in starts]
@@ -82,6 +86,12 @@ class RequestData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Request]:
         return DataLoader(_Requests(self.pending), batch_size=None, collate_fn=_as_it_is)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # In place of Lightning's own, which goes on, or waits for processes that are at something else.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._sigterm)
+        return batch
 
     def transfer_batch_to_device(self, batch: Request, device: torch.device, dataloader_idx: int) -> Request:
         return batch  # what is asked for is checked: on the device that would wait for the batch before

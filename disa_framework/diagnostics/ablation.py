@@ -16,7 +16,6 @@ from disa_framework.diagnostics.report import write
 from disa_framework.diagnostics.runs import MENU
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress, silent
-from disa_framework.runtime.feature_cache import REFRESHES, Lazy
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSchedule, TwoStage
 from disa_framework.search.meter import Meter
@@ -108,25 +107,12 @@ def stages(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variat
     }
 
 
-def caching(module: ARDiffusionModule, steps: int, menu: Sequence[int]) -> Variations:
-    """Feature caching at several periods, at constant and at falling steps."""
-    caches = (None, *map(Lazy, REFRESHES))
-    return {
-        f"{'no cache' if cache is None else f'refresh {cache.refresh}'}, {name}": module.model.settle(
-            replace(module.sampling, schedule=schedule, cache=cache)
-        )
-        for cache in caches
-        for name, schedule in (("constant", Constant(steps)), ("linear", Linear(steps, min(menu))))
-    }
-
-
 ABLATIONS: dict[str, Callable[[ARDiffusionModule, int, Sequence[int]], Variations]] = {
     "early_late": early_late,
     "equal_mean": equal_mean,
     "clip": clip,
     "solvers": solvers,
     "stages": stages,
-    "caching": caching,
 }
 
 
@@ -208,7 +194,7 @@ def ablate(
     """Draws and measures all variations of an ablation.
 
     Args:
-        meter: draws and measures, within its `lead`.
+        meter: draws and measures.
         name: of `ABLATIONS`.
         count: samples of each variation and seed.
         steps: that are many.

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-from disa_framework.models.base import ARDiffusionModel, Delegating, Proposal
+from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.feature_cache import FeatureCache
-from disa_framework.sampling.condition import Condition
-from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.generation import generate
-from disa_framework.sampling.noise import NoiseSource
+from disa_framework.sampling.condition import Condition, place
+from disa_framework.sampling.generation import Observer, generate
+from disa_framework.sampling.history import StageRecord
+from disa_framework.sampling.noise import PhiloxNoise
 
 
+@torch.inference_mode()
 def cache_errors(
     module: ARDiffusionModule, condition: Condition | None, count: int, caches: Sequence[FeatureCache]
 ) -> list[list[float]]:
@@ -33,39 +35,25 @@ def cache_errors(
     Raises:
         ValueError: if the model caches nothing, or the request does not fit it.
     """
-    for cache in caches:
-        module.model.settle(replace(module.sampling, cache=cache))
-    shadowed = _Shadowed(module.model, caches)
-    generate(shadowed, condition, replace(module.sampling, cache=None), seed=module.seed, batch_size=count)
-    return [[error.item() for error in errors] for errors in shadowed.errors]
+    model, noise = module.model, PhiloxNoise(module.seed, torch.arange(count), module.model.device)
+    settled = [model.settle(replace(module.sampling, cache=cache)) for cache in (None, *caches)]
+    asked = place(condition, model.device)
+    shadows = [_Shadow(model, model.begin(asked, sampling, noise)) for sampling in settled[1:]]
+    generate(model, condition, settled[0], noise=noise, batch_size=count, observers=shadows)
+    return [[error.item() for error in shadow.errors] for shadow in shadows]
 
 
-class _Shadowed(Delegating):
-    """A model that also proposes with each cache at every stage, and keeps how far off that is.
+class _Shadow(Observer):
+    """Proposes with a cache what a run proposes without, and keeps how far off that is."""
 
-    Its state is that of the model without a cache, and those with each of them.
-    """
+    def __init__(self, model: ARDiffusionModel, state: Any) -> None:
+        self.model, self.state = model, state
+        self.errors: list[Tensor] = []
 
-    def __init__(self, model: ARDiffusionModel, caches: Sequence[FeatureCache]) -> None:
-        super().__init__(model)
-        self.caches = (None, *caches)
-        self.errors: list[list[Tensor]] = [[] for _ in caches]
+    def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
+        self.proposal = self.model.propose(self.state, stage)
+        z, exact = cast(Tensor, self.proposal.z), cast(Tensor, proposal.z)
+        self.errors.append(((z - exact).square().mean() / exact.square().mean()).sqrt())
 
-    def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> list[Any]:
-        return [self.watched.begin(condition, replace(sampling, cache=cache), noise) for cache in self.caches]
-
-    def propose(self, state: list[Any], stage: int) -> Proposal:
-        proposals = [self.watched.propose(one, stage) for one in state]
-        exact, *others = (cast(Tensor, proposal.z) for proposal in proposals)
-        for errors, z in zip(self.errors, others, strict=True):
-            errors.append(((z - exact).square().mean() / exact.square().mean()).sqrt())
-        return replace(proposals[0], places=proposals)
-
-    def accept(self, state: list[Any], proposal: Proposal, tokens: Tensor) -> list[Any]:
-        return [self.watched.accept(*both, tokens) for both in zip(state, proposal.places, strict=True)]
-
-    def finished(self, state: list[Any]) -> Tensor:
-        return super().finished(state[0])
-
-    def finish(self, state: list[Any]) -> Tensor:
-        return super().finish(state[0])
+    def accepted(self, record: StageRecord, tokens: Tensor) -> None:
+        self.state = self.model.accept(self.state, self.proposal, tokens)

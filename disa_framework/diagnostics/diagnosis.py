@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from disa_framework.diagnostics.caching import cache_errors
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy
@@ -21,7 +23,7 @@ from disa_framework.diagnostics.runs import Probe, Stage, watch
 from disa_framework.measure.cost import measure_cost
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress, silent
-from disa_framework.runtime.feature_cache import REFRESHES, Lazy
+from disa_framework.runtime.feature_cache import Lazy
 from disa_framework.sampling.condition import Condition, size, take
 from disa_framework.schedules import Constant
 from disa_framework.search.calibration import Calibration, measure_profile
@@ -51,7 +53,8 @@ class Diagnosis:
 
     def trend(self, column: str) -> float:
         """Rank correlation with the stage: 1 where a column rises all the way, -1 where it falls."""
-        return rank_correlation(self.columns[column])
+        values = torch.tensor(self.columns[column], dtype=torch.float64)
+        return spearman_corrcoef(values, torch.arange(len(values)).double()).item()
 
     @property
     def rows(self) -> list[tuple[float, ...]]:
@@ -83,16 +86,6 @@ class Diagnosis:
         return path.with_suffix(".html")
 
 
-def rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's, of values and their places; equal values share the mean of their ranks. 0 if all are equal."""
-    ordered = sorted(values)
-    ranks = [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
-    middle = (len(values) - 1) / 2
-    product = sum((rank - middle) * (place - middle) for place, rank in enumerate(ranks))
-    squares = [sum((x - middle) ** 2 for x in xs) for xs in (ranks, range(len(values)))]
-    return product / (squares[0] * squares[1]) ** 0.5 if min(squares) else 0.0
-
-
 @dataclass(frozen=True)
 class _Subject:
     """What is measured, and how; runs are drawn when a part asks for them."""
@@ -121,8 +114,7 @@ def _predictability(subject: _Subject) -> Columns:
     z, tokens = [s.z for s in subject.stages if s.z is not None], [s.tokens for s in subject.stages]
     if not z:
         return {}
-    found = predictability(z, tokens, subject.module.seed)
-    return {"r2": [p.r2 for p in found], "mse": [p.mse for p in found]}
+    return {"r2": predictability(z, tokens, subject.module.seed)}
 
 
 def _variance(subject: _Subject) -> Columns:
@@ -166,7 +158,7 @@ def _caching(subject: _Subject) -> Columns:
     if not subject.module.model.caches_features:
         return {}
     # From the first stage on, which tells how long everything has to be computed.
-    caches = [Lazy(refresh, start=1) for refresh in REFRESHES]
+    caches = [Lazy(refresh, start=1) for refresh in (2, 4, 8)]
     errors = cache_errors(subject.module, *subject.batch, caches)
     return {f"cache_error_{cache.refresh}": found for cache, found in zip(caches, errors, strict=True)}
 
@@ -195,8 +187,8 @@ def diagnose(
         module: model, sampling config and seed.
         condition: of `S` samples.
         parts: what to measure:
-            `predictability`: `r2` and `mse` of a small network that predicts clean tokens from `z`, on samples that it
-            has not seen; left out for a model without `z`;
+            `predictability`: `r2` of a small network that predicts clean tokens from `z`, on samples that it has not
+            seen; left out for a model without `z`;
             `variance`: of tokens drawn again and again from one `z`;
             `entropy`: of a token given `z`, in nats a channel: exact for `MixtureAR`, elsewhere that of Gaussians with
             the variance measured;
@@ -216,7 +208,7 @@ def diagnose(
         raise ValueError(f"no part {unknown[0]!r}: the parts of a diagnosis are {', '.join(PARTS)}")
     if probe.repeats < 2 and {"variance", "entropy"} & {*parts}:
         raise ValueError(f"a variance needs at least 2 repeats, got {probe.repeats}")
-    fixed = module.drawing(replace(module.sampling, schedule=Constant(probe.steps)))
-    subject = _Subject(fixed, condition, probe, progress)
+    alike = module.drawing(replace(module.sampling, schedule=Constant(probe.steps)))
+    subject = _Subject(alike, condition, probe, progress)
     measured = {part: PARTS[part](subject) for part in parts}
     return Diagnosis({part: columns for part, columns in measured.items() if columns})

@@ -7,7 +7,6 @@ the network, `F` rows: tokens of all stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 _HELD_OUT = 5  # one of so many samples
 _LEAST = 20  # samples
 _WIDTH, _ROWS, _RATE, _DECAY = 128, 512, 2e-3, 0.1
-
-
-class Prediction(NamedTuple):
-    """Of held-out tokens of one stage.
-
-    Attributes:
-        mse: mean squared error of a channel.
-        r2: share of the variance that is explained: 1 is a certain token, 0 no better than the mean.
-    """
-
-    mse: float
-    r2: float
 
 
 class Predictor(nn.Module):
@@ -43,8 +30,10 @@ class Predictor(nn.Module):
         return self.rest(self.first(z) + self.stages(stage))
 
 
-def predictability(z: Sequence[Tensor], tokens: Sequence[Tensor], seed: int = 0, steps: int = 1000) -> list[Prediction]:
-    """Trains a predictor on four fifths of the samples, and looks at the others.
+def predictability(z: Sequence[Tensor], tokens: Sequence[Tensor], seed: int = 0, steps: int = 1000) -> list[float]:
+    """R² of each stage, the share of the variance that is explained: 1 is a certain token, 0 no better than the mean.
+
+    A predictor is trained on four fifths of the samples, and looks at the others.
 
     Args:
         z: `[S, n, Z]` of each stage.
@@ -72,7 +61,7 @@ def predictability(z: Sequence[Tensor], tokens: Sequence[Tensor], seed: int = 0,
             predicted = net((x - x_mean) / x_std, stage + k) * y_std + y_mean
         mse = (y - predicted).square().mean()
         spread = (y - y.mean(dim=0)).square().mean()
-        found.append(Prediction(mse.item(), 1 - (mse / spread.clamp(min=1e-12)).item()))
+        found.append(1 - (mse / spread.clamp(min=1e-12)).item())
     return found
 
 

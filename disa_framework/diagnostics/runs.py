@@ -6,7 +6,7 @@ Letters: `S` samples, `K` stages, `n` tokens of a stage, `D` token channels, `Z`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from torch import Tensor
 from disa_framework.models.base import Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress, silent
-from disa_framework.sampling.condition import Condition, place, size, take
-from disa_framework.sampling.generation import Observer, advance, evaluating, sample_stage
+from disa_framework.sampling.condition import Condition, size, take
+from disa_framework.sampling.generation import Observer, generate, sample_stage
 from disa_framework.sampling.history import StageRecord, Trajectory
-from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
+from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.schedules import Constant
+from disa_framework.search.calibration import Calibration
 from disa_framework.solvers import DDIM, RectifiedFlow, Spaced, Uniform
+from disa_framework.values import check_numbers
 
 MENU = (2, 3, 5, 10, 20)
 """Numbers of steps that are few."""
@@ -46,9 +49,8 @@ class Probe:
     batch_size: int = 250
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.name != "menu" and getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
+        check_numbers(Probe.__init__, vars(self))
+        Calibration(self.menu)  # which looks at it
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ class Stage:
     straightness: float
 
 
-@torch.no_grad()
 def watch(
     module: ARDiffusionModule, condition: Condition | None, probe: Probe, progress: Progress = silent
 ) -> list[Stage]:
@@ -84,25 +85,17 @@ def watch(
     Raises:
         ValueError: if the request does not fit the model.
     """
-    if condition is not None:
-        module.model.check_condition(condition)
+    model, sampling = _Endless(module.model), replace(module.sampling, schedule=Constant(probe.steps))
     count, batches = probe.count if condition is None else size(condition), []
-    with evaluating(module.model):
-        for start in range(0, count, probe.batch_size):
-            places = range(start, min(start + probe.batch_size, count))
-            asked = None if condition is None else take(condition, places)
-            batches.append(_watch_batch(module, asked, torch.tensor(places), probe))
-            progress(places.stop, count)
+    for indices in torch.arange(count).split(probe.batch_size):
+        watcher = _Watcher(module, indices, probe.repeats)
+        asked = None if condition is None else take(condition, indices.tolist())
+        generate(
+            model, asked, sampling, seed=module.seed, indices=indices, batch_size=len(indices), observers=[watcher]
+        )
+        batches.append(watcher.stages)
+        progress(int(indices[-1]) + 1, count)
     return [_joined(parts) for parts in zip(*batches, strict=True)]
-
-
-def _watch_batch(module: ARDiffusionModule, condition: Condition | None, indices: Tensor, probe: Probe) -> list[Stage]:
-    model, sampling = _Endless(module.model), module.sampling
-    own, *others = (PhiloxNoise(module.seed + r, indices, model.device) for r in range(probe.repeats))
-    watcher = _Watcher(module, own, others)
-    state = model.begin(place(condition, model.device), sampling, own)
-    advance(model, state, range(sampling.stages), lambda *_: probe.steps, sampling.solver, own, [watcher])
-    return watcher.stages
 
 
 class _Endless(Delegating):
@@ -115,8 +108,9 @@ class _Endless(Delegating):
 class _Watcher(Observer):
     """Draws each stage with other noise and on the deterministic way, before the run itself does."""
 
-    def __init__(self, module: ARDiffusionModule, own: NoiseSource, others: Sequence[NoiseSource]) -> None:
-        self.model, self.solver, self.own, self.others = module.model, module.sampling.solver, own, others
+    def __init__(self, module: ARDiffusionModule, indices: Tensor, repeats: int) -> None:
+        self.model, self.solver = module.model, module.sampling.solver
+        self.own, *self.others = (PhiloxNoise(module.seed + r, indices, self.model.device) for r in range(repeats))
         flow = isinstance(self.model.process, RectifiedFlow)
         self.deterministic = DDIM(grid=Uniform() if flow else Spaced(clip=950))
         self.stages: list[Stage] = []
@@ -136,12 +130,12 @@ class _Watcher(Observer):
 
 def _joined(parts: Sequence[Stage]) -> Stage:
     """One stage of all batches."""
-    count = sum(len(part.tokens) for part in parts)
+    sizes = [len(part.tokens) for part in parts]
     z = [part.z for part in parts if part.z is not None]
     variance = [part.variance for part in parts if part.variance is not None]
     return Stage(
         torch.cat([part.tokens for part in parts]),
         torch.cat(z) if z else None,
         torch.cat(variance) if variance else None,
-        sum(part.straightness * len(part.tokens) for part in parts) / count,
+        sum(part.straightness * count for part, count in zip(parts, sizes, strict=True)) / sum(sizes),
     )

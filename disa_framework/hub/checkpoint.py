@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from disa_framework.hub.layouts import TIED, find_weights, split
 from disa_framework.hub.reading import FORMAT, METADATA, Weights, locate, read, some
 
+_PLAIN = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -51,7 +56,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     weights, autoencoder = split(weights)
     together = {**weights, **autoencoder}
     if odd := [name for name, t in together.items() if not _is_plain(t)]:
-        raise ValueError(f"{path} holds {some(odd)} as something else than plain numbers: save dense, real tensors")
+        raise ValueError(
+            f"{path} holds {some(odd)} as something else than plain numbers: save dense tensors of 16 bits or more"
+        )
     if broken := [name for name, t in together.items() if not _is_finite(t)]:
         raise ValueError(f"{path} holds NaN or infinite values in {some(broken)}: training diverged")
     return Checkpoint(layout, weights, autoencoder, model)
@@ -131,7 +138,7 @@ def _unshared(weights: Weights) -> Weights:
 
 
 def _is_plain(t: Tensor) -> bool:
-    return t.layout == torch.strided and not (t.is_meta or t.is_complex() or t.is_quantized)
+    return t.layout == torch.strided and t.dtype in _PLAIN and not (t.is_meta or t.is_nested)
 
 
 def _is_finite(t: Tensor) -> bool:

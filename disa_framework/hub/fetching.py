@@ -13,6 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from disa_framework.hub.reading import instead
 from disa_framework.progress import Progress, silent
 
 _MIB = 2**20
@@ -57,6 +58,11 @@ def fetch(url: str, path: Path, mib: int | None = None, sha256: str | None = Non
     if sha256 and _digest(part) != sha256:
         part.unlink()
         raise ValueError(f"{url} has another SHA-256 than {sha256}: it is not the published file")
+    with part.open("rb") as file:
+        kind = instead(file.read(256))
+    if kind:
+        part.unlink()
+        raise OSError(f"what came is {kind}")
     os.replace(part, path)
 
 

@@ -32,7 +32,9 @@ _GATHERED_BY = {
     "zero_to_fp32.py": "python {path}/zero_to_fp32.py {path} weights",  # DeepSpeed
 }
 _OTHER_KINDS = {
-    rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z][ -~\s]{4}": "a web page: look at it in a browser, and fetch the file itself",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body|title|meta|script|style|div|center|h1|error)[\s>/]": (
+        "a web page: look at it in a browser, and fetch the file itself"
+    ),
     rb"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
     rb"(\.\./|\.git/)*.?annex/objects/": "a pointer of git-annex: fetch the file itself with git annex get",
 }
@@ -87,8 +89,8 @@ def read(path: Path) -> tuple[Any, dict[str, Any] | None]:
             return _read_shards(path), None
         with path.open("rb") as file:
             head = file.read(256)
-        if kinds := [what for sign, what in _OTHER_KINDS.items() if re.match(sign, head)]:
-            raise UnreadableError(f"{path} is no checkpoint but {kinds[0]}")
+        if kind := instead(head):
+            raise UnreadableError(f"{path} is no checkpoint but {kind}")
         if head.startswith(_ZIP):
             _check_archive(path)
         elif path.suffix.lower() == ".safetensors" or _is_safetensors(path, head):
@@ -99,6 +101,11 @@ def read(path: Path) -> tuple[Any, dict[str, Any] | None]:
         raise
     except Exception as error:  # what is not a pickle makes the unpickler raise all kinds, of OSError too
         raise UnreadableError(f"{path} {_why_not(error)}") from error
+
+
+def instead(head: bytes) -> str:
+    """What has come instead of a file that begins so: a web page, or a pointer to the file; empty for others."""
+    return next((what for sign, what in _OTHER_KINDS.items() if re.match(sign, head)), "")
 
 
 def some(names: list[str], shown: int = 4) -> str:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
 
-from disa_framework.measure.floor import Floor, Recorder
-from disa_framework.measure.laps import Clock, read, split
+from disa_framework.measure.floor import Recorder, replaying
+from disa_framework.measure.latency import now, run_seconds, stage_seconds
 from disa_framework.module import ARDiffusionModule
+from disa_framework.runtime.memory import peak_memory
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules.text import schedule_from
 
-Context = Callable[[], AbstractContextManager[object]]
+Precision = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a module is called."""
+
+ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+"""Options of Lightning's trainer."""
+
+PARTS = ("backbone", "head", "decoder", "rest")
+"""The head's goes from noise to tokens in their places, the decoder's from the last stage to what the tokenizer makes
+of the latents; the rest comes before the first stage."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,14 @@ class Case:
         module: model, sampling config and all else; cases may share a model.
         condition: of `B` samples; `None` draws unconditional ones.
         batch_size: `B`.
-        precision: makes the context in which the module is called.
+        precision: of the module.
     """
 
     name: str
     module: ARDiffusionModule
     condition: Condition | None
     batch_size: int
-    precision: Context = nullcontext
+    precision: Precision = nullcontext
 
     @property
     def device(self) -> torch.device:
@@ -51,30 +58,26 @@ class Case:
         with self.precision():
             self.module.draw(self.condition, torch.arange(self.batch_size))
 
-    def split(self, clock: Clock) -> dict[str, float]:
-        """Draws a batch, and returns the seconds of each part."""
-        with self.precision():
-            return split(self.module, self.condition, torch.arange(self.batch_size), clock)
-
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of a case; lists have an entry a round.
+    """What was measured of a case.
 
     Attributes:
         case: what was drawn.
-        whole: seconds per sample.
-        parts: seconds per sample of each part. Reading the clock costs time, too, so these come from runs of their own
-            and are brought to the whole by a common factor.
-        floor: seconds per sample of the matrix products and attention calls alone; none if there are none.
         peak_memory: bytes, and of a CPU those of the whole process; `None` where the system does not tell.
+        rounds: seconds per sample of the `whole`, of each of the `PARTS`, and of the `floor`, its matrix products and
+            attention calls alone, if there are any. Looking at the clock between stages costs time, too, so the parts
+            come from runs of their own, and are brought to the whole by a common factor.
     """
 
     case: Case
-    whole: list[float]
-    parts: dict[str, list[float]]
-    floor: list[float]
     peak_memory: int | None
+    rounds: tuple[dict[str, float], ...]
+
+    def seconds(self, name: str) -> list[float]:
+        """One for each round; none if there is no floor."""
+        return [found[name] for found in self.rounds if name in found]
 
 
 def variations(sampling: SamplingConfig, schedules: Sequence[str]) -> dict[str, SamplingConfig]:
@@ -97,31 +100,25 @@ def variations(sampling: SamplingConfig, schedules: Sequence[str]) -> dict[str, 
     return {text: varied(text) for text in schedules} or {str(sampling.schedule): sampling}
 
 
-def placed(module: ARDiffusionModule, trainer: Trainer) -> Context:
-    """Brings a module to where Lightning's trainer draws with it, in its precision; the module is changed in place.
-
-    Returns:
-        What makes the context in which the module is called.
-    """
+def placed(module: ARDiffusionModule, trainer: Trainer) -> Precision:
+    """Brings a module to where Lightning's trainer draws with it, in its precision; the module is changed in place."""
     trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device)
     return trainer.precision_plugin.predict_step_context
 
 
 def on_one_device(options: dict[str, Any]) -> Trainer:
     """A trainer with these options, but for several devices, and quiet."""
-    single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     quiet = {"logger": False, "enable_checkpointing": False, "callbacks": []}
-    return Trainer(**{**options, **single, **quiet})
+    return Trainer(**{**options, **ONE_DEVICE, **quiet})
 
 
 @torch.inference_mode()
-def measure(cases: Sequence[Case], *, repeats: int = 5, clock: Clock = time.perf_counter) -> list[Timing]:
+def time_cases(cases: Sequence[Case], *, repeats: int = 5) -> list[Timing]:
     """Times all cases and their floors in turn, so that a slow spell of the machine meets all alike.
 
     Args:
         cases: what is drawn.
         repeats: rounds, after one that warms up.
-        clock: gives seconds.
 
     Raises:
         ValueError: if there is no case or no round, or a case cannot be drawn.
@@ -131,53 +128,32 @@ def measure(cases: Sequence[Case], *, repeats: int = 5, clock: Clock = time.perf
     for case in cases:
         case.module.eval()
     peaks = [peak_memory(case.device, case.draw) for case in cases]  # before floors take memory
-    floors = [_record(case) for case in cases]
-    timings = [Timing(case, [], {}, [], peak) for case, peak in zip(cases, peaks, strict=True)]
-    for _ in range(repeats):
-        for timing, floor in zip(timings, floors, strict=True):
-            _time(timing, floor, clock)
-    return timings
+    floors = [_floor(case) for case in cases]
+    rounds = [[_round(case, floor) for case, floor in zip(cases, floors, strict=True)] for _ in range(repeats)]
+    return [Timing(*found) for found in zip(cases, peaks, zip(*rounds, strict=True), strict=True)]
 
 
-def peak_memory(device: torch.device, run: Callable[[], object]) -> int | None:
-    """Bytes in use at the height of a run: allocated ones of a GPU, resident ones of a process on Linux."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew, see proc(5)
-    except OSError:
-        run()
-        return None
-    run()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def _record(case: Case) -> Floor:
-    """The floor of a case, which has been called once."""
+def _floor(case: Case) -> Callable[[], None] | None:
+    """Makes the calls of a case that count, once here; `None` if there are none."""
     with Recorder(chain(case.module.parameters(), case.module.buffers())) as recorder:
         case.draw()
-    floor = Floor(recorder.calls, case.device)
+    if not recorder.calls:
+        return None
+    floor = replaying(recorder.calls, case.device)
     floor()
     return floor
 
 
-def _time(timing: Timing, floor: Floor, clock: Clock) -> None:
-    """Adds one round."""
-    case = timing.case
-
-    def seconds(run: Callable[[], object]) -> float:
-        start = read(clock, case.device)
-        run()
-        return (read(clock, case.device) - start) / case.batch_size
-
-    whole = seconds(case.draw)
-    timing.whole.append(whole)
-    if floor.calls:
-        timing.floor.append(seconds(floor))
-    parts = case.split(clock)
-    factor = whole / sum(parts.values())
-    for name, spent in parts.items():
-        timing.parts.setdefault(name, []).append(spent * factor)
+def _round(case: Case, floor: Callable[[], None] | None) -> dict[str, float]:
+    """Seconds per sample, as `Timing` has them."""
+    asked = case.module, case.condition, case.batch_size
+    with case.precision():
+        whole = run_seconds(*asked)
+        start, *stages, end = stage_seconds(*asked)
+    parts = dict(zip(PARTS, (sum(stages[::2]), sum(stages[1::2]), end, start), strict=True))
+    found = {"whole": whole, **{part: spent * whole / sum(parts.values()) for part, spent in parts.items()}}
+    if floor is not None:
+        begun = now(case.device)
+        floor()
+        found["floor"] = now(case.device) - begun
+    return {name: seconds / case.batch_size for name, seconds in found.items()}

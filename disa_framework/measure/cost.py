@@ -9,18 +9,16 @@ import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from disa_framework.files import write_atomically
-from disa_framework.measure.laps import Clock
-from disa_framework.measure.latency import drawn_in_turn, measure_latency, median
+from disa_framework.measure.latency import in_turn, measure_latency, median, stage_seconds
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.devices import name_of
 from disa_framework.sampling.condition import Condition
@@ -81,7 +79,7 @@ class CostModel:
         return [[self._stage(k, steps) for steps in menu] for k in range(len(self.head))]
 
     def _stage(self, stage: int, steps: int) -> float:
-        return self.backbone[stage] + self.solver.evaluations(self.process, steps) * self.head[stage]
+        return self.backbone[stage] + self.solver.at(stage).evaluations(self.process, steps) * self.head[stage]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the numbers as JSON; process and solver are those that `load` is given."""
@@ -104,24 +102,6 @@ class CostModel:
             raise ValueError(f"{path} holds no cost model, measure one anew: {error!r}") from error
 
 
-class PredictedCost(NamedTuple):
-    """A budget that was timed, and what had been expected.
-
-    Attributes:
-        budget: `T(0), …, T(K-1)`.
-        predicted, measured: seconds per sample.
-    """
-
-    budget: Budget
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Relative to the measured time."""
-        return abs(self.predicted - self.measured) / self.measured
-
-
 def analytic_cost(module: ARDiffusionModule) -> CostModel:
     """Head evaluations of a sample, for machines whose times are too noisy."""
     K = module.sampling.stages
@@ -135,7 +115,6 @@ def measure_cost(
     *,
     budgets: Sequence[Sequence[int]] | None = None,
     repeats: int = 5,
-    clock: Clock = time.perf_counter,
 ) -> CostModel:
     """Fits a cost model to runs on the device the module is on.
 
@@ -150,7 +129,6 @@ def measure_cost(
         budgets: at least two, which give each stage at least two different counts of evaluations; by default
             three, in each of which 5, 20 and 50 steps take turns.
         repeats: timed runs of each budget.
-        clock: gives seconds.
 
     Raises:
         ValueError: if budgets do not fit the stages or vary too little, or inputs do not fit the module.
@@ -158,7 +136,7 @@ def measure_cost(
     sampling, process = module.sampling, module.model.process
     timed = [check_budget(budget, sampling.stages) for budget in budgets or _taking_turns(sampling.stages)]
     counts = _evaluations(timed, sampling.solver, process)
-    laps = drawn_in_turn(module, condition, batch_size, _with_budgets(sampling, timed), repeats, clock, by_stage=True)
+    laps = in_turn(stage_seconds, module, condition, batch_size, _with_budgets(sampling, timed), repeats)
     fixed, backbone, head = (seconds / batch_size for seconds in _fit(laps, counts))
     return CostModel(
         fixed=fixed.item(),
@@ -178,9 +156,8 @@ def held_out_error(
     budgets: Sequence[Sequence[int]],
     *,
     repeats: int = 5,
-    clock: Clock = time.perf_counter,
-) -> list[PredictedCost]:
-    """What the model says of budgets that it was not fitted on, beside their times; see `median_error`.
+) -> float:
+    """How far the model is off runs with budgets that it was not fitted on, as a share of their times: the median.
 
     Raises:
         ValueError: if the model does not give seconds.
@@ -188,15 +165,8 @@ def held_out_error(
     if model.unit != "seconds":
         raise ValueError(f"the cost model counts {model.unit}, which no clock can check: fit one with measure_cost")
     samplings = _with_budgets(module.sampling, budgets)
-    measured = measure_latency(module, condition, model.batch_size, samplings, repeats=repeats, clock=clock)
-    return [
-        PredictedCost(tuple(budget), model(budget), seconds) for budget, seconds in zip(budgets, measured, strict=True)
-    ]
-
-
-def median_error(predictions: Sequence[PredictedCost]) -> float:
-    """Median relative error."""
-    return statistics.median(prediction.error for prediction in predictions)
+    timed = measure_latency(module, condition, model.batch_size, samplings, repeats=repeats)
+    return statistics.median(abs(model(budget) / t - 1) for budget, t in zip(budgets, timed, strict=True))
 
 
 def _taking_turns(num_stages: int) -> list[Budget]:
@@ -207,7 +177,8 @@ def _taking_turns(num_stages: int) -> list[Budget]:
 
 def _evaluations(budgets: Sequence[Budget], solver: Solver, process: Process) -> Tensor:
     """Counts `[b, K]`, which tell what an evaluation costs at each stage."""
-    counts = torch.tensor([[solver.evaluations(process, steps) for steps in budget] for budget in budgets])
+    rows = [[solver.at(k).evaluations(process, steps) for k, steps in enumerate(budget)] for budget in budgets]
+    counts = torch.tensor(rows)
     if alike := (counts == counts[0]).all(dim=0).nonzero().flatten().tolist():
         raise ValueError(
             f"the budgets must vary the head evaluations of every stage; all give stage {alike[0]} "

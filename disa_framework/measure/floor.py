@@ -1,13 +1,14 @@
 """The floor under a run's time: its matrix products, convolutions and attention calls, alone and in the same order.
 
 Weights are the run's own, as reading them is part of the work. Everything else is random and lies in one buffer for
-each argument, so that a recording of thousands of shapes takes no more memory than its largest ones. A GPU is given all
-of it at once, as one graph: the time in which the host launches kernels is no part of the floor.
+each argument, so that a recording of thousands of shapes takes no more memory than its largest ones. A GPU is given
+all of it at once, as one graph: the time in which the host launches kernels is no part of the floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,34 +42,25 @@ class Spec(NamedTuple):
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
 
 
-class Call(NamedTuple):
-    """One call that counts, with a `Spec` for each tensor that is no weight."""
-
-    op: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class Recorder(TorchDispatchMode):
-    """Keeps the calls that count, of all that runs within.
+    """Keeps the calls that count, of all that runs within, with a `Spec` for each tensor that is no weight.
 
     Args:
-        weights: are kept as they are; of other tensors only the shape is.
+        weights: are kept as they are.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[partial[Any]] = []
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in weights}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, named = func.overloadpacket.__name__, kwargs or {}
+        call, name = partial(func, *args, **(kwargs or {})), func.overloadpacket.__name__
         if name in _PRODUCTS or any(part in name for part in _ATTENTION):
-            kept = tuple(self._kept(i, value) for i, value in enumerate(args))
-            self.calls.append(Call(func, kept, {key: self._kept(key, value) for key, value in named.items()}))
-        return func(*args, **named)
+            self.calls.append(_with_arguments(call, self._kept))
+        return call()
 
     def _kept(self, place: int | str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.untyped_storage().data_ptr() in self._weights:
@@ -76,44 +68,49 @@ class Recorder(TorchDispatchMode):
         return Spec(place, tuple(value.shape), value.stride(), value.dtype)
 
 
-class Floor:
-    """Calls that can be made again, by calling it, in inference mode.
+def replaying(calls: Sequence[partial[Any]], device: torch.device) -> Callable[[], None]:
+    """Makes recorded calls again, on a device, in inference mode."""
+    filled = with_tensors(calls, device)
 
-    Args:
-        calls: as they were recorded.
-        device: where they are made.
-    """
+    def run() -> None:
+        for call in filled:
+            call()
 
-    def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
-        values = [value for call in calls for value in (*call.args, *call.kwargs.values())]
-        specs = {value for value in values if isinstance(value, Spec)}
-        buffers = {
-            (place, dtype): _random(max(s.extent for s in specs if (s.place, s.dtype) == (place, dtype)), dtype, device)
-            for place, dtype in {(spec.place, spec.dtype) for spec in specs}
-        }
-        tensors = {s: buffers[s.place, s.dtype].as_strided(s.shape, s.stride) for s in specs}
+    if device.type != "cuda" or not calls:
+        return run
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return partial(_replay, graph, filled)
 
-        def filled(value: Any) -> Any:
-            return tensors[value] if isinstance(value, Spec) else value
 
-        self.calls = [
-            Call(op, tuple(map(filled, args)), {key: filled(value) for key, value in kwargs.items()})
-            for op, args, kwargs in calls
-        ]
-        self._replay: Callable[[], None] = self._run
-        if device.type == "cuda" and calls:
-            self._run()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._run()
-            self._replay = graph.replay
+def _replay(graph: torch.cuda.CUDAGraph, read: object) -> None:
+    """Runs a graph; whoever may call this keeps alive what it reads."""
+    graph.replay()
 
-    def __call__(self) -> None:
-        self._replay()
 
-    def _run(self) -> None:
-        for op, args, kwargs in self.calls:
-            op(*args, **kwargs)
+def with_tensors(calls: Sequence[partial[Any]], device: torch.device) -> list[partial[Any]]:
+    """The calls with random tensors, which share their memory, in place of specs."""
+    extents: dict[tuple[int | str, torch.dtype], int] = {}
+    for value in (value for call in calls for value in (*call.args, *call.keywords.values())):
+        if isinstance(value, Spec):
+            key = value.place, value.dtype
+            extents[key] = max(value.extent, extents.get(key, 0))
+    buffers = {(place, dtype): _random(extent, dtype, device) for (place, dtype), extent in extents.items()}
+
+    def filled(place: int | str, value: Any) -> Any:
+        if not isinstance(value, Spec):
+            return value
+        return buffers[place, value.dtype].as_strided(value.shape, value.stride)
+
+    return [_with_arguments(call, filled) for call in calls]
+
+
+def _with_arguments(call: partial[Any], change: Callable[[int | str, Any], Any]) -> partial[Any]:
+    """The call with what `change(place, value)` makes of its arguments."""
+    named = {name: change(name, value) for name, value in call.keywords.items()}
+    return partial(call.func, *(change(i, value) for i, value in enumerate(call.args)), **named)
 
 
 def _random(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from disa_framework.runtime.devices import wait_for
+from disa_framework.measure.latency import now
 
 Moment = float | torch.cuda.Event
 
@@ -32,35 +31,26 @@ class Throughput(Callback):
             return None
         return sum(_seconds(start, end) for _, start, end in counted) / sum(count for count, _, _ in counted)
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start = _now(pl_module.device)
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._start = _moment(pl_module.device)
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
     ) -> None:
-        self._batches.append((len(batch.indices), self._start, _now(pl_module.device)))
+        self._batches.append((len(batch.indices), self._start, _moment(pl_module.device)))
 
 
-def _now(device: torch.device) -> Moment:
-    if device.type == "cuda":
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(device))
-        return event
-    wait_for(device)
-    return time.perf_counter()
+def _moment(device: torch.device) -> Moment:
+    if device.type != "cuda":
+        return now(device)
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _seconds(start: Moment, end: Moment) -> float:
-    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-    assert isinstance(start, float) and isinstance(end, float)
-    return end - start
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event)
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

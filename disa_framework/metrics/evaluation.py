@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disa_framework.data.image_files import ImageFiles, archive_keys, holds_images
+from disa_framework.data.archive import names_of
+from disa_framework.data.image_files import ImageFiles, holds_images
 from disa_framework.data.reading import Reading
 from disa_framework.files import check_writable
 from disa_framework.metrics.collecting import read_features
@@ -155,4 +156,4 @@ def describe(extractor: FeatureExtractor) -> dict[str, Any]:
 
 def _holds_only_images(path: Path) -> bool:
     """Whether images are all that there is; of what is no file, `load_statistics` tells."""
-    return path.is_dir() or (path.is_file() and "mu" not in (keys := archive_keys(path)) and "arr_0" in keys)
+    return path.is_dir() or (path.is_file() and "mu" not in names_of(path) and holds_images(path))

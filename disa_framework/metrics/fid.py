@@ -6,13 +6,13 @@ Letters: `F` features.
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from disa_framework.data.archive import names_of, read_array
 from disa_framework.files import write_atomically
 from disa_framework.metrics.feature_set import Features, FeatureSums
 from disa_framework.metrics.features import FeatureExtractor
@@ -77,16 +77,10 @@ def load_statistics(path: str | Path) -> Features:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: give the path of an .npz with mu and sigma")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz archive, or is cut short: give one made by disa-evaluate or by ADM")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = sorted({"mu", "sigma"} - set(archive.files))
-            if missing:
-                raise ValueError(f"it lacks {missing}, holds {archive.files}")
-            mu, sigma = (torch.from_numpy(np.asarray(archive[key]).astype(np.float64)) for key in ("mu", "sigma"))
-    except Exception as error:  # damage makes NumPy raise all kinds
-        raise ValueError(f"{path} is no .npz with mu and sigma: {str(error).splitlines()[0]}") from error
+    names = names_of(path)
+    if missing := sorted({"mu", "sigma"} - set(names)):
+        raise ValueError(f"{path} is no .npz with mu and sigma: it lacks {missing}, holds {names}")
+    mu, sigma = (torch.from_numpy(np.array(read_array(path, key), np.float64)) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path} holds mu {list(mu.shape)} and sigma {list(sigma.shape)}: must be [F] and [F, F]")
     if not (mu.isfinite().all() and sigma.isfinite().all()):

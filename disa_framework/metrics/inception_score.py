@@ -10,20 +10,18 @@ import math
 import torch
 from torch import Generator, Tensor
 
-SPLITS = 10
-"""As published."""
+_SPLITS = 10  # as published
 
 
-def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]:
-    """`exp E KL(p(y|x) || p(y))`: its mean and deviation over splits of the images in a fixed random order.
+def inception_score(logits: Tensor) -> tuple[float, float]:
+    """`exp E KL(p(y|x) || p(y))`: its mean and deviation over ten splits of the images in a fixed random order.
 
     Args:
-        logits: unnormalized log-probabilities `[N, C]`.
-        splits: how many, if there are as many images.
+        logits: unnormalized log-probabilities `[N, C]`; fewer than ten images have a split each.
     """
     N = len(logits)
     order = torch.randperm(N, generator=Generator().manual_seed(0)).to(logits.device)
-    splits = min(splits, N)
+    splits = min(_SPLITS, N)
     parts = logits.double()[order].log_softmax(dim=1).tensor_split([i * N // splits for i in range(1, splits)])
     scores = torch.stack([_divergence(part).exp() for part in parts])
     return scores.mean().item(), scores.std(correction=0).item()

@@ -24,6 +24,7 @@ from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.guidance import Guidance
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import VPCosine
+from disa_framework.values import check_numbers
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class CausalAR(ARDiffusionModel[CausalState]):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
+        check_numbers(CausalAR.__init__, locals())
         if latent_size % patch_size:
             raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
         self.process = VPCosine(learns_variance=True)

@@ -26,6 +26,7 @@ from disa_framework.sampling.guidance import Guidance, guided
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import Nodes, RectifiedFlow
 from disa_framework.solvers.table import Denoiser
+from disa_framework.values import check_numbers
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class FlowAR(ARDiffusionModel[FlowARState]):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if list(scales) != sorted(set(scales)) or scales[0] < 1 or scales[-1] != latent_size:
+        check_numbers(FlowAR.__init__, locals())
+        if list(scales) != sorted(set(scales)) or not scales or scales[0] < 1 or scales[-1] != latent_size:
             raise ValueError(f"scales must grow from at least 1 to latent_size {latent_size}, got {list(scales)}")
         self.process = RectifiedFlow()
         self.latent_shape = (latent_channels, latent_size, latent_size)

@@ -29,6 +29,7 @@ from disa_framework.runtime.feature_cache import Backbone
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource
+from disa_framework.values import check_numbers
 
 ImageSize = int | tuple[int, int]
 """Height and width in pixels; one number is both."""
@@ -52,6 +53,13 @@ class Qwen2:
     vocab_size: int = 151936
     tie_word_embeddings: bool = True
     rope_theta: float = 1e6
+
+    def __post_init__(self) -> None:
+        sizes = vars(self)
+        check_numbers(Qwen2.__init__, sizes)
+        for name, part in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
+            if sizes[name] % sizes[part]:
+                raise ValueError(f"{name} {sizes[name]} is not divisible by {part} {sizes[part]}")
 
 
 @dataclass(frozen=True)
@@ -388,8 +396,12 @@ def language_model(source: str | Qwen2, attn_implementation: AttnImplementation)
 
 def _pretrained(kind: str, source: str, **options: Any) -> Any:
     try:
-        return getattr(_transformers(), kind).from_pretrained(source, **options)
+        return getattr(_transformers(), kind).from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{source} has code of its own, which is not run: give one that transformers has"
+            ) from error
         raise OSError(
             f"transformers' {kind} finds none at {source!r}: give a folder or a hub name, such as {_EXAMPLE}"
         ) from error

@@ -21,6 +21,7 @@ from disa_framework.runtime.feature_cache import Backbone, Memory
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import VPCosine
+from disa_framework.values import check_numbers
 
 
 def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
@@ -168,14 +169,13 @@ class MAR(ARDiffusionModel[MARState]):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
+        check_numbers(MAR.__init__, locals())
         if latent_size % patch_size:
             raise ValueError(f"latent_size {latent_size} is not divisible by patch_size {patch_size}")
-        if not 0 <= mask_ratio_min < 1:
+        if mask_ratio_min >= 1:
             raise ValueError(f"mask_ratio_min must lie in [0, 1), got {mask_ratio_min}")
-        if not mask_ratio_std > 0:
+        if not mask_ratio_std:
             raise ValueError(f"mask_ratio_std must be above 0, got {mask_ratio_std}")
-        if buffer_size < 1:
-            raise ValueError(f"buffer_size must be at least 1, got {buffer_size}: its slots carry the class")
         side, channels = latent_size // patch_size, latent_channels * patch_size**2
         self.process = VPCosine(learns_variance=True)
         self.latent_shape = (latent_channels, latent_size, latent_size)

@@ -22,6 +22,7 @@ from disa_framework.sampling.guidance import Guidance, guided
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import Nodes, RectifiedFlow
 from disa_framework.solvers.table import Denoiser
+from disa_framework.values import check_numbers
 
 Tables = tuple[Tensor, Tensor]
 """Rotary tables of some tokens, the encoder's and the decoder's."""
@@ -97,7 +98,8 @@ class XAR(ARDiffusionModel[XARState]):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if cells_per_side < 1 or latent_size % cells_per_side:
+        check_numbers(XAR.__init__, locals())
+        if latent_size % cells_per_side:
             raise ValueError(f"latent_size {latent_size} is not divisible by cells_per_side {cells_per_side}")
         self.process = RectifiedFlow()
         self.latent_shape = (latent_channels, latent_size, latent_size)

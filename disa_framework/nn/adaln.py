@@ -17,6 +17,7 @@ from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.precise import precise
 from disa_framework.nn.region import Region
 from disa_framework.nn.rotary import RotaryAttention
+from disa_framework.nn.transformer import hidden_width
 
 
 class GatedMLP(nn.Module):
@@ -24,7 +25,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
         super().__init__()
-        hidden = int(width * ratio * 2 / 3)
+        hidden = hidden_width(width * ratio * 2 / 3)
         self.fc1_g = nn.Linear(width, hidden)
         self.fc1_x = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from disa_framework.nn.attention import AttentionLayer, Past, attend
 from disa_framework.nn.region import Region
+from disa_framework.values import MOST
 
 
 class Attention(AttentionLayer):
@@ -67,7 +68,7 @@ class Block(Region):
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, attn_dropout, proj_dropout, causal)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, int(width * mlp_ratio), proj_dropout)
+        self.mlp = MLP(width, hidden_width(width * mlp_ratio), proj_dropout)
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         q, k, v = self.project(x)
@@ -87,5 +88,12 @@ class Block(Region):
 
 def check_heads(width: int, heads: int) -> None:
     """Raises a ValueError unless the width divides into the heads."""
-    if width % heads:
+    if heads < 1 or width % heads:
         raise ValueError(f"width {width} is not divisible by {heads} heads")
+
+
+def hidden_width(width: float) -> int:
+    """Width within an MLP, rounded down, or a ValueError."""
+    if not 1 <= width <= MOST:
+        raise ValueError(f"mlp_ratio must give the MLPs a width of 1 … {MOST:,}, got one of {width:g}")
+    return int(width)

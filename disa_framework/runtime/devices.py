@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,14 @@ def bring(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)  # from other memory it would be waited for
     return tensor.to(device)
+
+
+def check_processes(devices: object, accelerator: object) -> None:
+    """Raises a ValueError if Lightning's trainer is to run more than two processes for each core of a CPU."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    most = 2 * (os.cpu_count() or 1)
+    if on_cpu and str(devices).isdecimal() and int(str(devices)) > most:
+        raise ValueError(f"--trainer.devices is at most {most} here, two processes for each core, got {devices}")
 
 
 def wait_for(device: torch.device) -> None:

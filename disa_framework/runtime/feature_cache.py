@@ -28,9 +28,6 @@ from torch import Tensor, nn
 from disa_framework.nn.tokens import gather_tokens
 from disa_framework.nn.transformer import Block
 
-REFRESHES = (2, 4, 8)
-"""Periods that are worth a look."""
-
 
 class FeatureCache(ABC):
     """How much of a masked backbone is computed at each stage; the rest is as it was at an earlier one.

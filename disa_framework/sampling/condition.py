@@ -22,6 +22,9 @@ Condition = Any
 
 T = TypeVar("T")
 
+MOST_SAMPLES = 10_000_000
+"""Of a run: more is a slip of the pen, and would take all memory."""
+
 
 def size(condition: Condition) -> int:
     """How many samples it is for.
@@ -62,9 +65,22 @@ def place(condition: Condition, device: torch.device) -> Condition:
 
 
 def cycled(condition: Condition, count: int) -> Condition:
-    """The first `count` of a condition, from the beginning again when it is used up."""
+    """The first `count` of a condition, from the beginning again when it is used up.
+
+    Raises:
+        ValueError: if it is for no sample, or there are to be more than anybody can mean.
+    """
     available = size(condition)
+    if not available:
+        raise ValueError("nothing to draw in turn: give at least one class or prompt")
+    check_count(count)
     return take(condition, range(count) if count <= available else [i % available for i in range(count)])
+
+
+def check_count(samples: int) -> None:
+    """Raises a ValueError for more samples than a run can have."""
+    if samples > MOST_SAMPLES:
+        raise ValueError(f"a run has up to {MOST_SAMPLES:,} samples, got {samples:,}: draw the rest with another seed")
 
 
 def in_turn(values: Sequence[T], count: int) -> list[T]:

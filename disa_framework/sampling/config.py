@@ -44,8 +44,11 @@ class SamplingConfig:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         stages = self.num_stages
-        if stages is not None and (not isinstance(stages, int) or isinstance(stages, bool) or stages < 1):
-            raise ValueError(f"num_stages must be a whole number from 1 on, got {stages!r}")
+        whole = isinstance(stages, int) and not isinstance(stages, bool)
+        if stages is not None and (not whole or not 1 <= stages <= values.MOST):
+            raise ValueError(f"num_stages must be a whole number from 1 to {values.MOST:,}, got {stages!r}")
+        if None not in (stages, self.solver.num_stages) and stages != self.solver.num_stages:
+            raise ValueError(f"this solver is for {self.solver.num_stages} stages, got num_stages={stages}")
         if self.cache is not None and not isinstance(self.cache, FeatureCache):
             raise ValueError(f"cache must be a FeatureCache or None, got {self.cache!r}")
 
@@ -71,7 +74,7 @@ class SamplingConfig:
         Raises:
             ValueError: if schedule, solver and process do not fit together.
         """
-        return sum(self.solver.evaluations(process, steps) for steps in self.budget)
+        return sum(self.solver.at(stage).evaluations(process, steps) for stage, steps in enumerate(self.budget))
 
     def dump(self) -> dict[str, Any]:
         """As plain data: equal for equal configs, and for no others."""

@@ -108,7 +108,8 @@ def advance(
         tokens = sample_stage(model, proposal, stage, steps, solver, source, trajectory)
         state = model.accept(state, proposal, tokens)
         signals = trajectory.signals(tokens) if trajectory else None
-        history.append(StageRecord(stage, steps, solver.evaluations(model.process, steps), proposal.shape[0], signals))
+        evaluations = solver.at(stage).evaluations(model.process, steps)
+        history.append(StageRecord(stage, steps, evaluations, proposal.shape[0], signals))
         for observer in observers:
             observer.accepted(history[-1], tokens)
     return state
@@ -126,7 +127,7 @@ def sample_stage(
     """Tokens `[B, n, D]` of one stage; a `trajectory` watches how they come about."""
     normal = partial(source.normal, stage, proposal.shape)
     denoise = trajectory.watch(proposal.denoise) if trajectory else proposal.denoise
-    return solver.sample(denoise, model.process, steps, normal, model.dtype)
+    return solver.at(stage).sample(denoise, model.process, steps, normal, model.dtype)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ Head = Callable[[Tensor, Any], Tensor]
 """`(x [B or 2 B, n, D], time) -> out`, `[…, D]`, or `[…, 2 D]` with the variance value behind. It knows nothing of
 guidance: rows of the conditional branch come first, and are alone where guidance does not act."""
 
+_MOST_SCALE = 1000  # far beyond all that gives images
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -37,8 +39,8 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"guidance scale must be a finite number, got {self.scale}")
+        if not math.isfinite(self.scale) or abs(self.scale) > _MOST_SCALE:
+            raise ValueError(f"guidance scale must lie in -{_MOST_SCALE} … {_MOST_SCALE}, got {self.scale:g}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
         low, high = self.interval

@@ -57,8 +57,7 @@ class PhiloxNoise:
     def __init__(self, seed: int, indices: Tensor, device: torch.device | str = "cpu") -> None:
         if indices.ndim != 1:
             raise ValueError(f"indices must be [B], got shape {tuple(indices.shape)}")
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"a seed has 64 bits, -2**63 … 2**64 - 1, got {seed}")
+        check_seed(seed)
         if indices.is_floating_point() or indices.dtype == torch.bool:
             raise ValueError(f"indices must be whole numbers, got {indices.dtype}")
         indices = indices.to(torch.int64)
@@ -96,6 +95,12 @@ class PhiloxNoise:
         odd = torch.stack(torch.broadcast_tensors(draw, sample))
         even, odd = philox(even, odd, self._factors)
         return torch.stack((even[0], odd[0], even[1], odd[1]))
+
+
+def check_seed(seed: int) -> None:
+    """Raises a ValueError unless a seed has 64 bits."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"a seed has 64 bits, -2**63 … 2**64 - 1, got {seed}")
 
 
 def philox(even: Tensor, odd: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -14,7 +15,7 @@ Signal = Literal["error", "variance", "straightness"]
 
 @dataclass(frozen=True)
 class Adaptive(StepSchedule):
-    """`T(k+1) = high (level(k) / threshold)**exponent`, rounded, and kept within `low` and `high`.
+    """`T(k+1) = high sqrt(level(k) / threshold)`, rounded, and kept within `low` and `high`.
 
     The level of a stage says how hard it was: the `variance` that was left in its tokens, how far its way was from
     `straightness`, or the embedded `error` of its steps times their number, which does not depend on it (see
@@ -28,7 +29,6 @@ class Adaptive(StepSchedule):
         signal: what the level is made of.
         low, high: bounds of the steps.
         first: steps of the first stage, before anything is known; `high` by default.
-        exponent: above 0.
     """
 
     threshold: float
@@ -36,15 +36,14 @@ class Adaptive(StepSchedule):
     low: int = 2
     high: int = 100
     first: int | None = None
-    exponent: float = 0.5
 
     adapts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.signal not in get_args(Signal):
             raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}, got {self.signal!r}")
-        if not self.threshold > 0 or not self.exponent > 0:
-            raise ValueError(f"need threshold > 0 and exponent > 0, got {self.threshold} and {self.exponent}")
+        if not self.threshold > 0:
+            raise ValueError(f"need threshold > 0, got {self.threshold}")
         if not step_count(self.low) <= step_count(self.high):
             raise ValueError(f"need low <= high, got {self.low} and {self.high}")
         if self.first is not None:
@@ -64,5 +63,5 @@ class Adaptive(StepSchedule):
 
     def after(self, level: float) -> int:
         """Steps of a stage that follows one of this level."""
-        wanted = self.high * (max(level, 0.0) / self.threshold) ** self.exponent
+        wanted = self.high * math.sqrt(max(level, 0.0) / self.threshold)
         return min(max(round(min(wanted, self.high)), self.low), self.high)

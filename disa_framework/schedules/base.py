@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, SupportsFloat
 
 from disa_framework.sampling.history import StageRecord
+from disa_framework.values import MOST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +64,8 @@ class StepSchedule(ABC):
         Raises:
             ValueError: if there is no stage, or a stage would get fewer than 1 step.
         """
-        if num_stages < 1:
-            raise ValueError(f"a sample needs at least 1 stage, got num_stages={num_stages}")
+        if not 1 <= num_stages <= MOST:
+            raise ValueError(f"a sample has 1 to {MOST:,} stages, got num_stages={num_stages}")
         return check_budget(self.compute(num_stages), num_stages)
 
     def at(self, stage: int, budget: Budget, history: Sequence[StageRecord] = ()) -> int:

@@ -6,7 +6,6 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor
 
@@ -50,7 +49,7 @@ def fit_adaptive(
 ) -> Adaptive:
     """An adaptive schedule that spends a limit on samples like these.
 
-    Steps go with a power of the threshold, which says where to look first; between a run that spends too much and one
+    Steps go with the root of the threshold, which says where to look first; between a run that spends too much and one
     that does not, the distance is halved. What spends most within the limit is kept. A stage may have four times as
     many steps as all could have, and the first has twice as many.
 
@@ -74,9 +73,15 @@ def fit_adaptive(
     asked = Adaptive(1.0, signal, _LOW, 4 * even, 2 * even)
     if (cheapest := cost([2 * even, *[_LOW] * (K - 1)])) > limit:
         raise ValueError(f"no adaptive schedule costs at most {limit:.6g}: the cheapest costs {cheapest:.6g}")
-    run = partial(_run, model, condition, settled, batch_size if condition is None else None, seed)
+
+    def run(schedule: Adaptive) -> list[StageRecord]:
+        seen, drawn_with = Records(), replace(settled, schedule=schedule)
+        count = batch_size if condition is None else None
+        generate(model, condition, drawn_with, seed=seed, batch_size=count, observers=[seen])
+        return seen.records
+
     levels = [asked.level(record) for record in run(replace(asked, low=even, high=even, first=even))]
-    place = math.log(max(sum(levels) / len(levels), 1e-12)) + math.log(asked.high / even) / asked.exponent
+    place = math.log(max(sum(levels) / len(levels), 1e-12)) + 2 * math.log(asked.high / even)
     bounds, tried = [-math.inf, math.inf], list[tuple[float, float]]()
     for _ in range(_ROUNDS):
         budget = [record.steps for record in run(replace(asked, threshold=math.exp(place)))]
@@ -85,20 +90,7 @@ def fit_adaptive(
         if _CLOSE * limit <= spent <= limit:
             break
         bounds[spent <= limit] = place
-        change = math.log(spent / limit) / asked.exponent + math.copysign(_BEYOND, spent - limit)
+        change = 2 * math.log(spent / limit) + math.copysign(_BEYOND, spent - limit)
         place = sum(bounds) / 2 if all(map(math.isfinite, bounds)) else place + change
     within = [pair for pair in tried if pair[0] <= limit]
     return replace(asked, threshold=math.exp((max(within) if within else min(tried))[1]))
-
-
-def _run(
-    model: ARDiffusionModel,
-    condition: Condition | None,
-    sampling: SamplingConfig,
-    batch_size: int | None,
-    seed: int,
-    schedule: Adaptive,
-) -> list[StageRecord]:
-    seen, sampling = Records(), replace(sampling, schedule=schedule)
-    generate(model, condition, sampling, seed=seed, batch_size=batch_size, observers=[seen])
-    return seen.records

@@ -32,15 +32,16 @@ from disa_framework.progress import Progress, silent
 from disa_framework.sampling.condition import Condition, place, size
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import advance, evaluating, sample_stage
-from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
 from disa_framework.schedules import PerStage
 from disa_framework.schedules.base import step_count
 from disa_framework.search.coupling import SharedPath
 from disa_framework.search.knapsack import Choice, best_within, pareto_front
-
-MENU = (2, 3, 4, 5, 7, 10, 14, 20, 28, 40, 60, 90, 130)
+from disa_framework.solvers import Solver
+from disa_framework.values import check_numbers
 
 _CELLS = 10_000  # of the knapsack's axis of seconds
+_PROJECTIONS, _QUANTILES = 64, 40
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,28 @@ class Calibration:
 
     Args:
         menu: step counts to choose from, rising.
-        fine_steps: of the runs that few steps are compared with; twice the largest of the menu by default.
         other_steps: of the stages after the one that is looked at.
+        reference: draws what few steps are compared with; the config's own solver by default.
+        reference_steps: how many it takes; twice the most of the menu by default.
         stride: measures every so many stages only, and interpolates between them.
     """
 
-    menu: tuple[int, ...] = MENU
-    fine_steps: int | None = None
+    menu: tuple[int, ...] = (2, 3, 4, 5, 7, 10, 14, 20, 28, 40, 60, 90, 130)
     other_steps: int = 12
+    reference: Solver | None = None
+    reference_steps: int | None = None
     stride: int = 1
 
     def __post_init__(self) -> None:
         if not self.menu or sorted({step_count(steps) for steps in self.menu}) != [*self.menu]:
-            raise ValueError(f"a menu of step counts must rise from 1 or more, got {[*self.menu]}")
-        if self.stride < 1:
-            raise ValueError(f"every so many stages are measured, from 1 on, got stride={self.stride}")
+            raise ValueError(f"a menu of step counts must rise from 1 or more, got {self.menu}")
+        check_numbers(Calibration.__init__, vars(self))
         step_count(self.other_steps)
 
     @property
     def finest(self) -> int:
         """Steps of the runs that few steps are compared with."""
-        return self.fine_steps or 2 * max(self.menu)
+        return self.reference_steps or 2 * self.menu[-1]
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def measure_profile(
         model.check_condition(condition)
     count = batch_size if condition is None else size(condition)
     source = PhiloxNoise(seed, torch.arange(count), model.device)
-    run = _Run(model, settled, calibration, source, _Projections(model, seed))
+    run = _Run(model, settled, calibration, source, _directions(model, seed))
     stages, rows = settled.stages, dict[int, Tensor]()
     looked_at = {*range(0, stages, calibration.stride), stages - 1}
     with evaluating(model):
@@ -199,60 +201,57 @@ def measure_profile(
     return Profile(calibration.menu, _interpolated(rows, stages).cpu())
 
 
-@dataclass(frozen=True)
 class _Run:
     """Draws with many steps, and looks at what fewer would do."""
 
-    model: ARDiffusionModel
-    sampling: SamplingConfig
-    calibration: Calibration
-    source: PhiloxNoise
-    projections: _Projections
-
-    @cached_property
-    def path(self) -> SharedPath:
-        return SharedPath(self.source, self.sampling.solver, self.model.process, self.calibration.finest)
+    def __init__(
+        self,
+        model: ARDiffusionModel,
+        sampling: SamplingConfig,
+        calibration: Calibration,
+        source: PhiloxNoise,
+        directions: Tensor,
+    ) -> None:
+        self.model, self.solver, self.stages, self.calibration = model, sampling.solver, sampling.stages, calibration
+        self.source, self.directions, self.reference = source, directions, calibration.reference or sampling.solver
+        shared = self.reference == sampling.solver  # of another solver, runs share the initial noise alone
+        self.path = SharedPath(source, self.reference, model.process, calibration.finest) if shared else None
 
     def stage(self, state: Any, stage: int, looked_at: bool) -> tuple[Any, Tensor | None]:
         """The state after a stage, and the shifts `[M, F]` if it is looked at."""
-        model, solver = self.model, self.sampling.solver
-        proposal = model.propose(state, stage)
-        tokens = sample_stage(model, proposal, stage, self.calibration.finest, solver, self.source)
-        after = model.accept(state, proposal, tokens)
+        proposal = self.model.propose(state, stage)
+
+        def after(steps: int, solver: Solver, source: NoiseSource) -> Any:
+            tokens = sample_stage(self.model, proposal, stage, steps, solver, source)
+            return self.model.accept(state, proposal, tokens)
+
+        fine = after(self.calibration.finest, self.reference, self.source)
         if not looked_at:
-            return after, None
-        few = (
-            sample_stage(model, proposal, stage, steps, solver, self.path.of(steps)) for steps in self.calibration.menu
-        )
-        ends = [self._end(model.accept(state, proposal, tokens), stage) for tokens in few]
-        return after, torch.stack(ends) - self._end(after, stage)
+            return fine, None
+        noises = {steps: self.path.of(steps) if self.path else self.source for steps in self.calibration.menu}
+        ends = [self._end(after(steps, self.solver, noise), stage) for steps, noise in noises.items()]
+        return fine, torch.stack(ends) - self._end(fine, stage)
 
     def _end(self, state: Any, stage: int) -> Tensor:
         """Quantiles `[F]` of what becomes of a state after a stage."""
-        rest = range(stage + 1, self.sampling.stages)
-        steps = self.calibration.other_steps
-        last = advance(self.model, state, rest, lambda *_: steps, self.sampling.solver, self.source)
-        return self.projections.quantiles(self.model.finish(last))
+        rest, steps = range(stage + 1, self.stages), self.calibration.other_steps
+        last = advance(self.model, state, rest, lambda *_: steps, self.solver, self.source)
+        return _quantiles(self.model.finish(last), self.directions)
 
 
-class _Projections:
-    """Of latents on random directions."""
+def _directions(model: ARDiffusionModel, seed: int) -> Tensor:
+    """Random ones `[latents, P]` of length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(math.prod(model.latent_shape), _PROJECTIONS, generator=generator, dtype=torch.float32)
+    return (directions / directions.norm(dim=0)).to(model.device)
 
-    _DIRECTIONS, _QUANTILES = 64, 40
 
-    def __init__(self, model: ARDiffusionModel, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(
-            math.prod(model.latent_shape), self._DIRECTIONS, generator=generator, dtype=torch.float32
-        )
-        self.directions = (directions / directions.norm(dim=0)).to(model.device)
-
-    def quantiles(self, latents: Tensor) -> Tensor:
-        """Averages `[F]` of neighbors in each projection of `latents [B, …]`."""
-        with torch.autocast(latents.device.type, enabled=False):  # products in bfloat16 would be all rounding
-            ordered = (latents.flatten(1).float() @ self.directions).sort(dim=0).values
-        parts = ordered.tensor_split(min(self._QUANTILES, len(ordered)))
-        return torch.cat([part.mean(dim=0) for part in parts])
+def _quantiles(latents: Tensor, directions: Tensor) -> Tensor:
+    """Averages `[F]` of neighbors in each projection of `latents [B, …]`."""
+    with torch.autocast(latents.device.type, enabled=False):  # products in bfloat16 would be all rounding
+        ordered = (latents.flatten(1).float() @ directions).sort(dim=0).values
+    parts = ordered.tensor_split(min(_QUANTILES, len(ordered)))
+    return torch.cat([part.mean(dim=0) for part in parts])
 
 
 def _interpolated(rows: dict[int, Tensor], stages: int) -> Tensor:

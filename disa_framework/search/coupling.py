@@ -9,7 +9,7 @@ itself draws what it would draw anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -31,7 +31,8 @@ class SharedPath:
     def __init__(self, source: NoiseSource, solver: Solver, process: Process, fine_steps: int) -> None:
         self.source, self.solver, self.process = source, solver, process
         self.table = solver.table(process, fine_steps)
-        self._last: tuple[object, Tensor] | None = None
+        # Many runs of one stage share them.
+        self.fine = lru_cache(1)(lambda stage, shape, dtype: source.normal(stage, shape, self.table.draws, dtype))
 
     @cached_property
     def weights(self) -> Tensor:
@@ -39,13 +40,6 @@ class SharedPath:
         nodes = self.table.nodes
         ratios = [(alpha / sigma) ** 2 for alpha, sigma in zip(nodes.alphas, nodes.sigmas, strict=True)]
         return torch.tensor([b - a for a, b in pairwise(ratios)], dtype=torch.float64).sqrt()
-
-    def fine(self, stage: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Normals of the fine run at a stage, kept until another stage is asked for: many runs share them."""
-        asked = (stage, tuple(shape), dtype)
-        if self._last is None or self._last[0] != asked:
-            self._last = asked, self.source.normal(stage, shape, self.table.draws, dtype)
-        return self._last[1]
 
     def of(self, steps: int) -> NoiseSource:
         """Noise of a run with `steps` steps.
@@ -55,34 +49,26 @@ class SharedPath:
         """
         if self.table.draws == 1:  # the initial noise is all there is to share
             return self.source
-        return _Coarse(self, self._places(steps))
-
-    def _places(self, steps: int) -> list[int]:
-        """The fine run's rows at the times of a coarse one's."""
         fine = torch.tensor(self.table.nodes.times, dtype=torch.float64)
         times = self.solver.table(self.process, steps).nodes.times
-        places = [int((fine - time).abs().argmin()) for time in times]
-        if any(b <= a for a, b in pairwise(places)):
+        rows = [int((fine - time).abs().argmin()) for time in times]
+        if any(b <= a for a, b in pairwise(rows)):
             raise ValueError(f"a run of {len(fine)} steps has no room for {steps}: give it at least {2 * steps}")
-        return places
+        return _Coarse(self, rows)
 
 
 class _Coarse:
-    def __init__(self, path: SharedPath, places: list[int]) -> None:
-        self.path, self.places = path, places
+    """Noise of a run whose times are those of some rows of the fine one."""
 
-    @property
-    def batch_size(self) -> int:
-        return self.path.source.batch_size
-
-    def permutation(self, length: int) -> Tensor:
-        return self.path.source.permutation(length)
+    def __init__(self, path: SharedPath, rows: list[int]) -> None:
+        self.path, self.rows = path, rows
+        self.batch_size, self.permutation = path.source.batch_size, path.source.permutation
 
     def normal(self, stage: int, shape: Sequence[int], draws: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """As the protocol says: the fine run's initial noise, then one increment of its path a row."""
-        fine = self.path.fine(stage, shape, dtype)
+        fine = self.path.fine(stage, tuple(shape), dtype)
         noise = [fine[0]]
-        for a, b in list(pairwise(self.places))[: draws - 1]:
+        for a, b in list(pairwise(self.rows))[: draws - 1]:
             weights = self.path.weights[a:b].to(fine)
             noise.append(torch.tensordot(weights / weights.norm(), fine[1 + a : 1 + b], dims=1))
         return torch.stack(noise)

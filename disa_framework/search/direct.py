@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost, median_error
+from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress
 from disa_framework.resuming import RunIdentity, fingerprint
@@ -21,10 +21,12 @@ from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Linear, TwoStage
 from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import Calibration, Profile, measure_profile
+from disa_framework.search.fitting import Fitting, fit_solver
 from disa_framework.search.learning import learn
 from disa_framework.search.limits import Costs, sharing_costs
 from disa_framework.search.meter import Meter
 from disa_framework.search.plan import Plan
+from disa_framework.solvers import Solver
 
 Bars = Callable[[str], AbstractContextManager[Progress]]
 """Shows how far something with this name is, for as long as it takes."""
@@ -52,16 +54,28 @@ class Direct:
     ) -> None:
         self.meter, self.plan, self.folder, self.bars = meter, plan, folder, bars
         self.known = {"model": known["model"], "tokenizer": known["tokenizer"], "precision": meter.precision}
-        self.calibration = plan.calibration or Calibration()
+        self.calibration, self.fitting = plan.calibration or Calibration(), plan.fitting or Fitting()
         self.costs = Costs(meter.module, analytic_cost if unit == "evaluations" else self._timed_cost)
+
+    def fit(self, base: SamplingConfig, limit: float) -> SamplingConfig:
+        """A solver that is fitted to the head, with the schedule of its tables that shifts what is drawn least."""
+        fitting = self.fitting
+        fitted = replace(base, solver=self._solver(base))
+        calibration = Calibration(
+            fitting.steps, max(fitting.steps), fitting.reference, fitting.reference_steps, self.calibration.stride
+        )
+        profile = self._profile(fitted, limit, calibration)
+        return replace(fitted, schedule=profile.schedule(limit, self.costs.model(fitted)))
 
     def calibrate(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
-        return replace(base, schedule=self._profile(base, limit).schedule(limit, self.costs.model(base)))
+        profile = self._profile(base, limit, self.calibration)
+        return replace(base, schedule=profile.schedule(limit, self.costs.model(base)))
 
     def learn(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """The schedule that shifts what is drawn least, by what all stages' shifts add up to."""
-        return replace(base, schedule=learn(self._profile(base, limit), limit, self.costs.model(base)))
+        profile = self._profile(base, limit, self.calibration)
+        return replace(base, schedule=learn(profile, limit, self.costs.model(base)))
 
     def adapt(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """The adaptive schedule that spends the limit on a batch."""
@@ -76,9 +90,11 @@ class Direct:
     def starts(self, limit: float, num_stages: Sequence[int]) -> dict[str, SamplingConfig]:
         """What is found from profiles, by name, for the baseline's and other numbers of stages."""
         found, base = {}, self.costs.base
+        ways = {"Calibrated": self.calibrate, "Learned": self.learn} if self.plan.calibration else {}
+        ways |= {"Fitted": self.fit} if self.plan.fitting else {}
         for count in dict.fromkeys((base.stages, *num_stages)):
             stages = f" ({count} stages)" if count != base.stages else ""
-            for name, way in {"Calibrated": self.calibrate, "Learned": self.learn}.items():
+            for name, way in ways.items():
                 try:
                     found[f"{name}{stages}"] = way(replace(base, num_stages=count), limit)
                 except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
@@ -96,7 +112,7 @@ class Direct:
             if path is None or not path.exists():
                 model = measure_cost(module, asked, batch_size)
                 held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
-                error = median_error(held_out_error(model, module, asked, held_out, repeats=_REPEATS))
+                error = held_out_error(model, module, asked, held_out, repeats=_REPEATS)
                 off = f"{error:.1%} off, in the median over budgets they were not fitted to"
                 _log.info("predicted times of %d stages are %s", sampling.stages, off)
         if path is None:
@@ -105,20 +121,35 @@ class Direct:
             model.save(path)
         return CostModel.load(path, module.model.process, sampling.solver)
 
-    def _profile(self, base: SamplingConfig, limit: float) -> Profile:
+    def _solver(self, base: SamplingConfig) -> Solver:
+        """Fitted to the head for what a config has besides solver and schedule."""
+        seed, count = self.meter.module.seed, self.plan.profile_samples
+        asked, alike = self._some(count), replace(base, schedule=Constant(), solver=self.fitting.reference)
+        path = self._path("solver", ".yaml", asked, alike, fitting=repr(self.fitting), samples=count, seed=seed)
+        if path is not None and path.exists():
+            return SamplingConfig.load(path).solver
+        with self.bars(f"fit, {base.stages} stages") as progress, self.meter.on_device():
+            solver = fit_solver(
+                self.meter.module.model, asked, base, self.fitting, batch_size=count, seed=seed, progress=progress
+            )
+        if path is not None:
+            SamplingConfig(solver=solver).save(path)
+        return solver
+
+    def _profile(self, base: SamplingConfig, limit: float, calibration: Calibration) -> Profile:
         """That of a config; a ValueError if nothing on the menu meets the limit: then there is nothing to measure."""
-        cheapest = self.costs(replace(base, schedule=Constant(min(self.calibration.menu))))
+        cheapest = self.costs(replace(base, schedule=Constant(min(calibration.menu))))
         if cheapest > limit:
             raise ValueError(f"no budget costs at most {limit:.6g}: the cheapest feasible cost is {cheapest:.6g}")
         seed, count = self.meter.module.seed, self.plan.profile_samples
         asked, alike = self._some(count), replace(base, schedule=Constant())
-        how = {"calibration": repr(self.calibration), "samples": count, "seed": seed}
+        how = {"calibration": repr(calibration), "samples": count, "seed": seed}
         path = self._path("profile", ".safetensors", asked, alike, **how)
         if path is not None and path.exists():
             return Profile.load(path)
         with self.bars(f"calibration, {base.stages} stages") as progress, self.meter.on_device():
             profile = measure_profile(
-                self.meter.module.model, asked, base, self.calibration, batch_size=count, seed=seed, progress=progress
+                self.meter.module.model, asked, base, calibration, batch_size=count, seed=seed, progress=progress
             )
         if path is not None:
             profile.save(path)

@@ -83,13 +83,8 @@ def find(
         condition = cycled(condition, max(*plan.rungs, size(condition)))
     meter = Meter(module, metric if plan.tries else None, condition, plan.batch_size, plan.trainer)
     known = module.identity(condition, plan.batch_size)  # before the weights are given another precision
-    found: Found | None = None
-    try:
-        with meter.lead() as leads:
-            if leads:
-                found = _Search(meter, limit, plan, known, None if folder is None else Path(folder), bars).found()
-    finally:
-        found = meter.part(found)
+    kept = None if folder is None else Path(folder)
+    found = meter.lead(lambda: _Search(meter, limit, plan, known, kept, bars).found())
     return found or sys.exit()  # where another process leads, which says why it found nothing
 
 
@@ -127,7 +122,7 @@ class _Search:
             best = choose(study, objective, plan.finalists, progress)
         chosen = sampling_of(best)
         winner, *rivals = compared = candidates(study, objective, best, chosen)
-        least = min(plan.space.schedule.least, *chosen.budget)  # starts may have fewer than the space
+        least = min(plan.space.schedule.low, *chosen.budget)  # starts may have fewer than the space
         within = partial(shortened, chosen, costs, least=least)
         timed = self._timed(within, [compared[name] for name in rivals])
         if timed and timed.sampling != chosen:
@@ -178,7 +173,7 @@ class _Search:
         return starts
 
     def _calibrated(self, limit: float) -> dict[str, SamplingConfig]:
-        return self.direct.starts(limit, self.plan.space.num_stages) if self.plan.calibration else {}
+        return self.direct.starts(limit, self.plan.space.num_stages)
 
     def _run(self, objective: Objective, starts: Mapping[str, SamplingConfig]) -> tuple[Study, Found | None]:
         """The study with all its trials; if it is for another worker to say what was found, what is known so far."""
@@ -215,7 +210,7 @@ class _Search:
     def _storage(self) -> BaseStorage | None:
         storage = self.plan.storage
         if storage is None and self.folder is not None:
-            storage = f"sqlite:///{self.folder / 'study.db'}"
+            storage = str(self.folder / "study.db")
         return open_storage(storage) if isinstance(storage, str) else storage
 
     def _timed(self, within: partial[SamplingConfig], rivals: Sequence[SamplingConfig]) -> Timed | None:

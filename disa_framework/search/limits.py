@@ -85,7 +85,8 @@ class Costs:
         """For all schedules of this config's number of stages, guidance and cache, with its solver."""
         shared = sharing_costs(sampling)
         if shared not in self._models:
-            self._models[shared] = self.measure(self.module.drawing(sampling))
+            # Of the baseline's solver, which takes any number of steps: an evaluation is the same for all.
+            self._models[shared] = self.measure(self.module.drawing(replace(sampling, solver=self.base.solver)))
         return replace(self._models[shared], solver=sampling.solver)
 
     def __call__(self, sampling: SamplingConfig) -> float:
@@ -193,7 +194,7 @@ class Timed:
 
 
 def meeting_the_limit(
-    find: Callable[[float], SamplingConfig],
+    within: Callable[[float], SamplingConfig],
     costs: Costs,
     limit: float,
     latencies: Callable[[Sequence[SamplingConfig]], Sequence[float]],
@@ -208,7 +209,7 @@ def meeting_the_limit(
     so.
 
     Args:
-        find: a config whose predicted cost is at most this; a ValueError if there is none.
+        within: a config whose predicted cost is at most this; a ValueError if there is none.
         costs: in seconds.
         limit: greatest cost of a sample.
         latencies: times configs in turn.
@@ -216,13 +217,13 @@ def meeting_the_limit(
         speedup: so many times as fast as the baseline, if that is what the limit was made of.
 
     Raises:
-        ValueError: of `find`, if it has nothing within the limit.
+        ValueError: of `within`, if there is nothing that costs so little.
     """
     aim, timed = limit, None
     best: tuple[float, Timed] | None = None
     for _ in range(_ATTEMPTS):
         try:
-            sampling = find(aim)
+            sampling = within(aim)
         except ValueError:
             if timed is None:
                 raise

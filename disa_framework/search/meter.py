@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -63,30 +63,35 @@ class Meter(Callback):
         self._group: dist.ProcessGroup | None = None
         self._run: Job | None = None
 
-    @contextmanager
-    def lead(self) -> Iterator[bool]:
-        """Starts all processes, and tells the one that leads; the others draw along until its block ends.
+    def lead(self, work: Callable[[], T]) -> T | None:
+        """Starts all processes, and has one of them do the work; the others draw along.
+
+        Returns:
+            What the work gives, on all processes; `None` on the others if it raised an error.
 
         Raises:
             ValueError: if the module as it is cannot be drawn with.
         """
         count = self.world_size * self.batch_size
         count = count if self.condition is None else min(count, size(self.condition))
-        trainer = self._draw(self.module, count)
+        leads, found = self._draw(self.module, count).is_global_zero, None
         self._reset()
         if self.world_size == 1:
-            yield True
-            return
+            return work()
         # Ranks wait here while the first one thinks; that must neither time out nor keep a device busy.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        if trainer.is_global_zero:
-            try:
-                yield True
-            finally:
+        try:
+            if leads:
+                found = work()
+            else:
+                self._follow()
+        finally:
+            if leads:
                 self._share(None)
-        else:
-            self._follow()
-            yield False
+            found = self._share(found)
+            dist.destroy_process_group(self._group)
+            self._group = None
+        return found
 
     def measure(self, sampling: SamplingConfig, count: int, seed: int | None = None) -> float:
         """The distance of samples `0 … count - 1`. Goes on from the last call if that had the same config and seed.
@@ -130,14 +135,6 @@ class Meter(Callback):
             )
         if self.condition is not None and (known := size(self.condition)) < counts[-1]:
             raise ValueError(f"{counts[-1]} samples need a condition of as many, got one of {known}: see cycled")
-
-    def part(self, value: T) -> T:
-        """What the leading process calls this with, on all of them: the last that they have in common."""
-        told = self._share(value)
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-            self._group = None
-        return told
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metric is not None:

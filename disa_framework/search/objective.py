@@ -17,6 +17,7 @@ from disa_framework.schedules import PerStage
 from disa_framework.search.limits import Costs, filled
 from disa_framework.search.meter import Meter
 from disa_framework.search.space import Space
+from disa_framework.search.storage import StorageError
 
 RUNGS = (500, 1000, 2000)
 
@@ -71,7 +72,6 @@ class Objective:
 
     def check(self) -> None:
         """Raises a ValueError for what cannot be chosen, and one that names the cheapest cost if that is too much."""
-        self.space.check(self.base)
         cheapest = [self.meter.module.model.settle(sampling) for sampling in self.space.cheapest(self.base)]
         if self.space.refresh and self.costs.unit != "seconds":
             raise ValueError("caching saves time, not evaluations: choose the space's refresh under a limit in seconds")
@@ -85,11 +85,11 @@ class Objective:
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         try:
             return self._evaluate(trial)
-        except TrialPruned:
+        except (TrialPruned, StorageError):
             raise
         except Exception as error:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            raise
+            return math.nan  # which fails
 
     def _chosen(self, trial: Trial) -> SamplingConfig:
         chosen = self.space.suggest(trial, self.base)
@@ -97,9 +97,9 @@ class Objective:
             return sampling_of(trial)
         if steps := trial.user_attrs.get("steps"):
             chosen = replace(chosen, schedule=PerStage(steps), num_stages=len(steps))
-        if self.limit is None or self.pareto or not self.space.fill:
+        if self.limit is None or self.pareto:
             return chosen
-        return filled(chosen, self.costs, self.limit, self.space.schedule.least)
+        return filled(chosen, self.costs, self.limit, self.space.schedule.low)
 
     def _evaluate(self, trial: Trial) -> float | tuple[float, float]:
         sampling = self._chosen(trial)

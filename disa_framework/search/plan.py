@@ -13,12 +13,14 @@ from disa_framework.measure.cost import Unit
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search.calibration import Calibration
+from disa_framework.search.fitting import Fitting
 from disa_framework.search.limits import Timed
 from disa_framework.search.objective import RUNGS
 from disa_framework.search.report import Row
 from disa_framework.search.space import Space
+from disa_framework.values import check_numbers
 
-Method = Literal["study", "pareto", "calibrate", "learn", "adapt"]
+Method = Literal["study", "pareto", "fit", "calibrate", "learn", "adapt"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Plan:
     """How to search.
 
     Args:
-        method: `study` tries and measures sampling configs; `pareto` does for all costs at once; `calibrate` and
-            `learn` solve for the best budget, knowing how far few steps at each stage shift what is drawn; `adapt`
-            makes a schedule that decides its steps while drawing.
+        method: `study` tries and measures sampling configs; `pareto` does for all costs at once; `fit` fits a solver of
+            few steps to the head; `calibrate` and `learn` solve for the best budget, knowing how far few steps at each
+            stage shift what is drawn; `adapt` makes a schedule that decides its steps while drawing.
         trials: of a study, in all, of all workers and all runs.
         rungs: numbers of samples after which poor trials are stopped; the last is that of a whole trial.
         seeds: of the final comparison, none of which the study used.
@@ -37,10 +39,11 @@ class Plan:
         space: what a study chooses.
         calibration: how few steps at each stage are tried; `None` has a study begin without calibrated and learned
             schedules.
-        profile_samples: samples of the calibration, drawn together.
+        fitting: how a solver of few steps is fitted to the head; a study begins with one if this is given.
+        profile_samples: samples of the calibration and of the fit, drawn together.
         signal: what an adaptive schedule goes by.
         starts: what a study begins with, by name, besides the hand-made ramps and what needs no trials.
-        storage: of a study: a database URL, a journal file, or Optuna's own; `study.db` in the folder by default.
+        storage: of a study: a SQLite file, a database URL, or Optuna's own; `study.db` in the folder by default.
         study_name: within the storage.
         trainer: options of Lightning's trainer: accelerator, devices, strategy, precision.
     """
@@ -53,19 +56,20 @@ class Plan:
     batch_size: int = 64
     space: Space = Space()
     calibration: Calibration | None = Calibration()
+    fitting: Fitting | None = None
     profile_samples: int = 500
     signal: Signal = "error"
     starts: Mapping[str, SamplingConfig] = field(default_factory=dict)
-    storage: str | BaseStorage | None = None
+    storage: str | BaseStorage | None = field(default=None, repr=False)  # may have a password
     study_name: str = "disa"
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
-        for name in ("trials", "seeds", "finalists", "batch_size", "profile_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_numbers(Plan.__init__, vars(self))
+        if not self.rungs or min(self.rungs) < 1 or sorted({*self.rungs}) != [*self.rungs]:
+            raise ValueError(f"rungs must be numbers of samples from 1 on that rise, got {[*self.rungs]}")
 
     @property
     def tries(self) -> bool:

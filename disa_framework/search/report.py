@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from disa_framework import page
 from disa_framework.files import write_atomically
-from disa_framework.page import literal, picture
+from disa_framework.page import picture
 from disa_framework.progress import Progress, silent
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Budget
@@ -253,7 +253,7 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
         axes.plot(*zip(*points, strict=True), ".", color="tab:gray", label="whole trials")
         axes.plot(*zip(*undominated(points), strict=True), drawstyle="steps-post", label="Pareto front")
     for row in rows:
-        axes.errorbar(row.cost, row.mean, row.spread, fmt="o", capsize=3, label=literal(f"{row.name}, other noise"))
+        axes.errorbar(row.cost, row.mean, row.spread, fmt="o", capsize=3, label=f"{row.name}, other noise")
     if objective.limit is not None:
         axes.axvline(objective.limit, color="tab:red", linestyle=":", label="limit")
     axes.set(xlabel=f"cost ({objective.costs.unit} per sample)", ylabel="distance")
@@ -271,7 +271,7 @@ def _plot_trials(axes: Axes, study: Study) -> None:
 
 def _plot_budgets(axes: Axes, budgets: Mapping[str, Budget]) -> None:
     for name, budget in budgets.items():
-        axes.step(range(len(budget)), budget, where="mid", label=literal(name))
+        axes.step(range(len(budget)), budget, where="mid", label=name)
     axes.set(xlabel="stage", ylabel="diffusion steps", ylim=(0, None))
     axes.legend(loc="upper right", fontsize="small")
 

@@ -1,4 +1,4 @@
-"""What a study may choose: a schedule of some family, and on request guidance, solver, number of stages and cache.
+"""What a study may choose: steps of a family of schedules, and on request other parts of a sampling config.
 
 Letters: `K` stages, `G` groups of stages.
 """
@@ -6,138 +6,73 @@ Letters: `K` stages, `G` groups of stages.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import product
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 from optuna.trial import BaseTrial
 
-from disa_framework.runtime.feature_cache import FeatureCache, Lazy
+from disa_framework.runtime.feature_cache import Lazy
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import PerStage, PiecewiseLinear, StepSchedule
+from disa_framework.schedules.base import step_count
 from disa_framework.solvers import Solver
 
-_GRID = 17  # values of a shape that are tried to make a schedule like another
-
-Bounds = tuple[int, int]
-Reals = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`; on a log scale where they are counts, or positive and a factor of 10 apart."""
-
-    low: float
-    high: float
-    whole: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high or (self.whole and not (self.low >= 1 and self.low % 1 == self.high % 1 == 0)):
-            kind = "whole numbers from 1" if self.whole else "numbers"
-            raise ValueError(f"bounds must be {kind}, the lower one first, got {self.low:g} and {self.high:g}")
-
-    def suggest(self, trial: BaseTrial, name: str) -> float:
-        if self.whole:
-            return trial.suggest_int(name, int(self.low), int(self.high), log=True)
-        return trial.suggest_float(name, self.low, self.high, log=0 < 10 * self.low <= self.high)
-
-    def nearest(self, value: float) -> float:
-        inside = min(max(value, self.low), self.high)
-        return round(inside) if self.whole else inside
-
-    def grid(self) -> list[float]:
-        """Evenly spaced values."""
-        return [self.low + (self.high - self.low) * i / (_GRID - 1) for i in range(_GRID)]
+_MOST = 1000  # counts that a schedule is made of
 
 
 class ScheduleSpace(ABC):
-    """A family of schedules. Subclass as a frozen dataclass, and implement `ranges`, `build` and `describe`."""
+    """A family of schedules, each made of a few step counts. Subclass as a frozen dataclass, and implement the rest.
 
-    @property
-    @abstractmethod
-    def ranges(self) -> dict[str, Range]:
-        """Of the parameters, by name."""
+    Attributes:
+        low, high: least and most that a count may be.
+        kind: what a count is called.
+        fewest: counts that a member needs.
+    """
 
-    @abstractmethod
-    def build(self, values: Mapping[str, float], num_stages: int) -> StepSchedule:
-        """The member with these parameters."""
-
-    @abstractmethod
-    def describe(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
-        """Parameters of the member that is most like a schedule; they may be out of their ranges."""
+    low: int
+    high: int
+    kind: ClassVar[str] = "steps"
+    fewest: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        """Raises a ValueError for bounds that are none."""
-        _ = self.ranges
+        """Raises a ValueError for bounds that are none, and for counts that are too few or too many."""
+        if not self.fewest <= self.size <= _MOST:
+            raise ValueError(f"{type(self).__name__} needs from {self.fewest} to {_MOST} counts, got {self.size}")
+        if not step_count(self.low) <= step_count(self.high):
+            raise ValueError(f"need low <= high, got {self.low} and {self.high}")
 
     @property
-    def least(self) -> int:
-        """Steps that no stage may fall below."""
-        return int(min(bounds.low for bounds in self.ranges.values() if bounds.whole))
+    @abstractmethod
+    def size(self) -> int:
+        """How many counts there are."""
+
+    @abstractmethod
+    def build(self, counts: Sequence[int], num_stages: int) -> StepSchedule:
+        """The member that is made of these counts."""
+
+    @abstractmethod
+    def describe(self, schedule: StepSchedule, num_stages: int) -> Sequence[float]:
+        """Counts of what is most like any schedule; they may be out of bounds, and no whole numbers."""
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"{self.kind}_{i}" for i in range(self.size)]
 
     def suggest(self, trial: BaseTrial, num_stages: int) -> StepSchedule:
         """The member that a trial asks for."""
-        return self.build({name: bounds.suggest(trial, name) for name, bounds in self.ranges.items()}, num_stages)
+        counts = [trial.suggest_int(name, self.low, self.high, log=True) for name in self._names]
+        return self.build(counts, num_stages)
 
-    def encode(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
+    def encode(self, schedule: StepSchedule, num_stages: int) -> dict[str, int]:
         """Parameters of the member most like a schedule, which need not be a member itself."""
-        values = self.describe(schedule, num_stages)
-        return {name: bounds.nearest(values[name]) for name, bounds in self.ranges.items()}
+        counts = self.describe(schedule, num_stages)
+        inside = (round(min(max(count, self.low), self.high)) for count in counts)
+        return dict(zip(self._names, inside, strict=True))
 
     def cheapest(self, num_stages: int) -> StepSchedule:
         """The member with the fewest steps."""
-        return self.build({name: bounds.low for name, bounds in self.ranges.items()}, num_stages)
-
-
-@dataclass(frozen=True)
-class Parametric(ScheduleSpace):
-    """Schedules of one class with the fields `early` and `late`, such as `Linear`, `Cosine`, `TwoStage`, `Power`.
-
-    Args:
-        schedule: the class.
-        early, late: least and most steps of the first and the last stage.
-        shape: bounds of further fields; those that are not named keep their default. `Power` has `exponent`,
-            `Logistic` has `midpoint` and `steepness`.
-    """
-
-    schedule: type[StepSchedule]
-    early: Bounds = (1, 100)
-    late: Bounds = (1, 100)
-    shape: Mapping[str, Reals] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        known = {part.name for part in fields(self.schedule)}  # type: ignore[arg-type]
-        if unknown := self.ranges.keys() - known:
-            raise ValueError(f"{self.schedule.__name__} has no {' or '.join(sorted(unknown))}")
-
-    @property
-    def ranges(self) -> dict[str, Range]:
-        shape = {name: Range(*bounds, whole=False) for name, bounds in self.shape.items()}
-        return {"early": Range(*self.early), "late": Range(*self.late), **shape}
-
-    def build(self, values: Mapping[str, float], num_stages: int) -> StepSchedule:
-        return self.schedule(**values)
-
-    def describe(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
-        if isinstance(schedule, self.schedule):
-            return {name: getattr(schedule, name) for name in self.ranges}
-        budget = schedule.budget(num_stages)
-        ends: dict[str, float] = {"early": budget[0], "late": budget[-1]}
-
-        def distance(values: dict[str, float]) -> float:
-            return sum(abs(a - b) for a, b in zip(self.schedule(**values).budget(num_stages), budget, strict=True))
-
-        return min(({**ends, **shape} for shape in self._shapes()), key=distance)
-
-    def cheapest(self, num_stages: int) -> StepSchedule:
-        ends: dict[str, float] = {"early": self.early[0], "late": self.late[0]}
-        members = [self.build({**ends, **shape}, num_stages) for shape in self._shapes()]
-        return min(members, key=lambda member: sum(member.budget(num_stages)))
-
-    def _shapes(self) -> Iterator[dict[str, float]]:
-        for values in product(*(self.ranges[name].grid() for name in self.shape)):
-            yield dict(zip(self.shape, values, strict=True))
+        return self.build([self.low] * self.size, num_stages)
 
 
 @dataclass(frozen=True)
@@ -153,26 +88,23 @@ class Knots(ScheduleSpace):
     low: int = 1
     high: int = 100
 
-    def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"a line needs at least 2 knots, got {self.count}")
-        super().__post_init__()
+    kind, fewest = "knot", 2
 
     @property
-    def ranges(self) -> dict[str, Range]:
-        return {f"knot_{i}": Range(self.low, self.high) for i in range(self.count)}
+    def size(self) -> int:
+        return self.count
 
-    def build(self, values: Mapping[str, float], num_stages: int) -> StepSchedule:
-        return PiecewiseLinear(tuple((u, values[name]) for u, name in self._places()))
+    def build(self, counts: Sequence[int], num_stages: int) -> StepSchedule:
+        return PiecewiseLinear(tuple(zip(self._places(), counts, strict=True)))
 
-    def describe(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
+    def describe(self, schedule: StepSchedule, num_stages: int) -> Sequence[float]:
         if not isinstance(schedule, PiecewiseLinear):
             last = max(num_stages - 1, 1)
             schedule = PiecewiseLinear(tuple((k / last, t) for k, t in enumerate(schedule.budget(num_stages))))
-        return {name: schedule.value(u) for u, name in self._places()}
+        return [schedule.value(u) for u in self._places()]
 
-    def _places(self) -> list[tuple[float, str]]:
-        return [(i / (self.count - 1), name) for i, name in enumerate(self.ranges)]
+    def _places(self) -> list[float]:
+        return [i / (self.count - 1) for i in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -190,32 +122,92 @@ class Stages(ScheduleSpace):
     high: int = 100
     monotone: bool = False
 
-    def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"stages form at least 1 group, got {self.groups}")
-        super().__post_init__()
-
     @property
-    def ranges(self) -> dict[str, Range]:
-        return {f"steps_{g}": Range(self.low, self.high) for g in range(self.groups)}
+    def size(self) -> int:
+        return self.groups
 
-    def build(self, values: Mapping[str, float], num_stages: int) -> StepSchedule:
-        steps = [int(values[name]) for name in self.ranges]
-        if self.monotone:
-            steps.sort(reverse=True)
-        return PerStage(tuple(steps[group] for group in self._groups(num_stages)))
+    def build(self, counts: Sequence[int], num_stages: int) -> StepSchedule:
+        steps = sorted(counts, reverse=True) if self.monotone else counts
+        return PerStage(tuple(steps[k * self.groups // num_stages] for k in range(num_stages)))
 
-    def describe(self, schedule: StepSchedule, num_stages: int) -> dict[str, float]:
+    def describe(self, schedule: StepSchedule, num_stages: int) -> Sequence[float]:
         members: list[list[int]] = [[] for _ in range(self.groups)]
-        for group, steps in zip(self._groups(num_stages), schedule.budget(num_stages), strict=True):
-            members[group].append(steps)
+        for k, steps in enumerate(schedule.budget(num_stages)):
+            members[k * self.groups // num_stages].append(steps)
         # With fewer stages than groups some are empty: any value will do.
-        means = [sum(steps) / len(steps) if steps else self.low for steps in members]
-        return dict(zip(self.ranges, means, strict=True))
+        return [sum(steps) / len(steps) if steps else self.low for steps in members]
 
-    def _groups(self, num_stages: int) -> list[int]:
-        """`[K]`, the group of each stage."""
-        return [k * self.groups // num_stages for k in range(num_stages)]
+
+class Range:
+    """Numbers to choose from, whatever the one is that there is."""
+
+    def __init__(self, own: float | None, low: float, high: float) -> None:
+        self.values = (low, high)
+
+    def suggest(self, trial: BaseTrial, name: str) -> float:
+        return trial.suggest_float(name, *self.values)
+
+    def encode(self, value: float) -> float:
+        """The nearest of them."""
+        return min(max(value, self.values[0]), self.values[1])
+
+
+class Options:
+    """Values to choose from beside the one that there is; all of them are whole numbers, or none."""
+
+    def __init__(self, own: Any, *given: Any) -> None:
+        self.values = tuple(dict.fromkeys((own, *given)))
+
+    def suggest(self, trial: BaseTrial, name: str) -> Any:
+        labels = [self._label(value) for value in self.values]
+        return self.values[labels.index(trial.suggest_categorical(name, labels))]
+
+    def encode(self, value: Any) -> Any:
+        """The label of the value; if it is not there, of the nearest number, or of the one that there is."""
+        if value not in self.values:
+            value = min(self.values, key=lambda v: abs(v - value)) if isinstance(value, int) else self.values[0]
+        return self._label(value)
+
+    def _label(self, value: Any) -> Any:
+        return value if isinstance(value, int) else repr(value)
+
+
+class Lever(NamedTuple):
+    """A part of a config that a study may choose; the space has a field of its name.
+
+    Attributes:
+        read: its value in a config; `None` where that has no such part.
+        put: the config with another value.
+        offers: `Range` where the field has a least and a greatest value, `Options` where it lists them.
+    """
+
+    read: Callable[[SamplingConfig], Any]
+    put: Callable[[SamplingConfig, Any], SamplingConfig]
+    offers: type[Range] | type[Options] = Options
+
+
+def _with_temperature(base: SamplingConfig, temperature: float) -> SamplingConfig:
+    solver: Any = base.solver
+    return replace(base, solver=replace(solver, temperature=temperature))
+
+
+def _with_guidance(base: SamplingConfig, scale: float) -> SamplingConfig:
+    return replace(base, guidance=replace(base.guidance, scale=scale))
+
+
+def _with_refresh(base: SamplingConfig, period: int) -> SamplingConfig:
+    cache = base.cache if isinstance(base.cache, Lazy) else Lazy()
+    return replace(base, cache=replace(cache, refresh=period) if period > 1 else None)
+
+
+LEVERS = {
+    "num_stages": Lever(lambda base: base.stages, lambda base, count: replace(base, num_stages=count)),
+    "solver": Lever(lambda base: base.solver, lambda base, solver: replace(base, solver=solver)),
+    "temperature": Lever(lambda base: getattr(base.solver, "temperature", None), _with_temperature, Range),
+    "guidance": Lever(lambda base: base.guidance.scale, _with_guidance, Range),
+    "refresh": Lever(lambda base: getattr(base.cache, "refresh", 1), _with_refresh),
+}
+"""What may be chosen beside the schedule, in this order."""
 
 
 @dataclass(frozen=True)
@@ -223,102 +215,68 @@ class Space:
     """All that a study chooses. What is not given here stays as it is.
 
     Args:
-        schedule: family of the schedules.
-        fill: whether steps are proportions, multiplied by whatever makes the most of the limit. Otherwise, and for
-            Pareto fronts, they are counts: most of what is chosen costs too much or leaves some of the limit unused.
-        guidance: least and greatest scale of guidance.
-        solvers: to choose from, beside the one that there is; grid, clip and order are options of theirs.
+        schedule: family of the schedules. Under a limit steps are proportions, multiplied by whatever makes the most of
+            it; for Pareto fronts they are counts.
+        num_stages: numbers of stages to choose from.
+        solver: solvers to choose from; grid, clip and order are options of theirs.
         temperature: least and greatest factor on the noise of the steps, of solvers that draw any. Few steps lose
             variance, which a temperature above 1 gives back.
-        num_stages: numbers of stages to choose from.
+        guidance: least and greatest scale of guidance.
         refresh: periods of feature caching to choose from; 1 does without.
     """
 
     schedule: ScheduleSpace = Knots()
-    fill: bool = True
-    guidance: Reals | None = None
-    solvers: Sequence[Solver] = ()
-    temperature: Reals | None = None
     num_stages: tuple[int, ...] = ()
+    solver: Sequence[Solver] = ()
+    temperature: tuple[float, float] | None = None
+    guidance: tuple[float, float] | None = None
     refresh: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solvers", tuple(self.solvers))
-        if self.temperature and not self.temperature[0] > 0:
-            raise ValueError(f"temperatures must be above 0, got {self.temperature[0]:g}")
+        object.__setattr__(self, "solver", tuple(self.solver))
+        for name, lever in LEVERS.items():
+            given = getattr(self, name)
+            if given and lever.offers is Range and not 0 <= given[0] <= given[1]:
+                raise ValueError(f"{name} must be two numbers from 0 on, the lower one first, got {[*given]}")
 
     @property
-    def chooses_more(self) -> bool:
-        """Whether anything is chosen beside steps and number of stages."""
-        return bool(self.guidance or self.solvers or self.temperature or self.refresh)
-
-    def check(self, base: SamplingConfig) -> None:
-        """Raises a ValueError for what cannot be chosen; `base` has the rest."""
-        if self.temperature and not any(map(_has_temperature, self._solvers(base))):
-            raise ValueError("none of the solvers has a temperature: give DDPM or EulerMaruyama, or leave it out")
+    def steps(self) -> Space:
+        """The part of it that chooses schedule and number of stages alone."""
+        return Space(self.schedule, self.num_stages)
 
     def suggest(self, trial: BaseTrial, base: SamplingConfig) -> SamplingConfig:
         """What a trial asks for; `base` has the rest."""
-        stages, solver, guidance, cache = base.stages, base.solver, base.guidance, base.cache
-        if self.num_stages:
-            stages = trial.suggest_categorical("num_stages", self.num_stages)
-        if self.solvers:
-            named = {repr(offered): offered for offered in self._solvers(base)}
-            solver = named[trial.suggest_categorical("solver", list(named))]
-        if self.temperature and _has_temperature(solver):
-            solver = _at(Range(*self.temperature, whole=False).suggest(trial, "temperature"), solver)
-        if self.guidance:
-            scale = Range(*self.guidance, whole=False).suggest(trial, "guidance")
-            guidance = replace(guidance, scale=scale)
-        if self.refresh:
-            cache = _every(trial.suggest_categorical("refresh", self.refresh), cache)
-        return SamplingConfig(self.schedule.suggest(trial, stages), solver, stages, guidance, cache)
+        sampling = base
+        for name, lever, offered in self._offered(base):
+            if lever.read(sampling) is not None:
+                sampling = lever.put(sampling, offered.suggest(trial, name))
+        return replace(sampling, schedule=self.schedule.suggest(trial, sampling.stages))
 
     def encode(self, sampling: SamplingConfig, base: SamplingConfig) -> dict[str, Any]:
         """Parameters of the choice that is most like a config; `base` has what is not chosen."""
-        values, offered = self.encode_steps(sampling), self._solvers(base)
-        if self.solvers:
-            values["solver"] = repr(sampling.solver if sampling.solver in offered else base.solver)
-        if self.temperature and (temperature := getattr(sampling.solver, "temperature", None)):
-            values["temperature"] = Range(*self.temperature, whole=False).nearest(temperature)
-        if self.guidance:
-            values["guidance"] = Range(*self.guidance, whole=False).nearest(sampling.guidance.scale)
-        if self.refresh:
-            period = sampling.cache.refresh if isinstance(sampling.cache, Lazy) else 1
-            values["refresh"] = min(self.refresh, key=lambda other: abs(other - period))
-        return values
-
-    def encode_steps(self, sampling: SamplingConfig) -> dict[str, Any]:
-        """Those of schedule and number of stages alone."""
-        values: dict[str, Any] = self.schedule.encode(sampling.schedule, sampling.stages)
-        if self.num_stages:
-            values["num_stages"] = min(self.num_stages, key=lambda count: abs(count - sampling.stages))
-        return values
+        read = ((name, lever.read(sampling), offered) for name, lever, offered in self._offered(base))
+        found = {name: offered.encode(value) for name, value, offered in read if value is not None}
+        return found | self.schedule.encode(sampling.schedule, sampling.stages)
 
     def cheapest(self, base: SamplingConfig) -> list[SamplingConfig]:
-        """Configs among which the cheapest of all is."""
-        return [
-            SamplingConfig(self.schedule.cheapest(count), solver, count, replace(base.guidance, scale=scale), cache)
-            for count in self.num_stages or (base.stages,)
-            for solver in self._solvers(base)
-            for scale in self.guidance or (base.guidance.scale,)
-            for cache in ([_every(period, base.cache) for period in self.refresh] or [base.cache])
-        ]
+        """Configs among which the cheapest of all is.
 
-    def _solvers(self, base: SamplingConfig) -> list[Solver]:
-        """All that may be drawn with."""
-        return list(dict.fromkeys((base.solver, *self.solvers)))
+        Raises:
+            ValueError: if something is to be chosen that none of them has.
+        """
+        found = [base]
+        for name, lever, offered in self._offered(base):
+            if all(lever.read(sampling) is None for sampling in found):
+                raise ValueError(f"none of the solvers has a {name}: offer one that has, such as DDPM, or leave it out")
+            found = [
+                sampling if lever.read(sampling) is None else lever.put(sampling, value)
+                for sampling in found
+                for value in offered.values
+            ]
+        return [replace(sampling, schedule=self.schedule.cheapest(sampling.stages)) for sampling in found]
 
-
-def _every(period: int, base: FeatureCache | None) -> FeatureCache | None:
-    """A cache of this period, otherwise like another."""
-    return replace(base if isinstance(base, Lazy) else Lazy(), refresh=period) if period > 1 else None
-
-
-def _at(temperature: float, solver: Any) -> Solver:
-    """The solver with another temperature."""
-    return replace(solver, temperature=temperature)
-
-
-def _has_temperature(solver: Solver) -> bool:
-    return hasattr(solver, "temperature")
+    def _offered(self, base: SamplingConfig) -> Iterator[tuple[str, Lever, Range | Options]]:
+        """What there is to choose from, of all that is to be chosen."""
+        for name, lever in LEVERS.items():
+            if given := getattr(self, name):
+                yield name, lever, lever.offers(lever.read(base), *given)

@@ -1,12 +1,13 @@
 """A study that can be killed, goes on, and is shared: an Optuna study of sampling configs.
 
-Its storage says all there is to know. In a database, workers tell by a heartbeat that they live, and what a lost one
-was drawing is drawn again. The sampler is made anew for each trial, from the seed and the number of trials that there
+Its storage says all there is to know. Workers tell by a heartbeat that they live, and what a lost one was drawing is
+drawn again. The sampler is made anew for each trial, from the seed and the number of trials that there
 are: a study that was killed does not repeat itself.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -70,6 +71,7 @@ def search(
 
     Raises:
         ValueError: if no schedule meets the limit, or the study has another identity.
+        StorageError: if the storage fails.
     """
     objective.check()
     study = _open(objective, storage, name, identity or {}, starts or {})
@@ -77,7 +79,7 @@ def search(
     def take_turn(trial: Trial) -> float | tuple[float, float]:
         trial.set_user_attr("worker", (trial.number, WORKER))
         if len(counted(study, before=trial.number)) >= trials:
-            raise RuntimeError("another worker began the last trial at the same moment")
+            return math.nan  # which fails: another worker began the last trial at the same moment
         return objective(trial)
 
     ended = time.monotonic()
@@ -88,7 +90,10 @@ def search(
         _reuse_steps(study, objective)
         # Also after a restart, the sampler does not repeat itself.
         study.sampler = TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
-        study.optimize(take_turn, n_trials=1, catch=(Exception,), callbacks=list(callbacks))
+        try:
+            study.optimize(take_turn, n_trials=1, callbacks=list(callbacks))
+        except AssertionError as error:  # by which Optuna hides that the storage did not take how a trial ended
+            raise error.__context__ or error from None
         ended = time.monotonic()
     return study
 
@@ -209,14 +214,15 @@ def _reuse_steps(study: Study, objective: Objective) -> None:
     """Has the best steps so far drawn with the rest chosen anew, if there is more to choose and it is time to."""
     trials = study.get_trials(deepcopy=False)
     waiting, begun = any(t.state == TrialState.WAITING for t in trials), len(trials)
-    if waiting or begun % _REUSE or not objective.space.chooses_more:
+    if waiting or begun % _REUSE or objective.space == objective.space.steps:
         return
     best = sorted(study.best_trials, key=lambda t: t.values) if objective.pareto else ranked(study)[:1]
     if best:
         trial = best[begun // _REUSE % len(best)]
         origin = trial.user_attrs.get("steps_of") or trial.user_attrs.get("start") or str(trial.number)
         sampling = sampling_of(trial)
-        study.enqueue_trial(objective.space.encode_steps(sampling), {"steps": sampling.budget, "steps_of": origin})
+        nearest = objective.space.steps.encode(sampling, objective.base)
+        study.enqueue_trial(nearest, {"steps": sampling.budget, "steps_of": origin})
 
 
 def _goes_on(study: Study, trials: int) -> bool:

@@ -4,12 +4,17 @@ from disa_framework.solvers.base import Solver
 from disa_framework.solvers.ddim import DDIM
 from disa_framework.solvers.ddpm import DDPM
 from disa_framework.solvers.dpm_solver import DPMSolver, DPMSolverPP
+from disa_framework.solvers.fitted import Fitted, Staged
 from disa_framework.solvers.flow import Euler, EulerMaruyama, Heun
 from disa_framework.solvers.grid import Grid, Halves, Spaced, Strided, Uniform, UniformTime
 from disa_framework.solvers.process import Nodes, Process, RectifiedFlow, VPCosine
+from disa_framework.solvers.singlestep import SinglestepDPMSolverPP
+from disa_framework.solvers.spacing import Karras, LogitNormal, LogSNR, PowerTime, Shift, Sway, Times
 from disa_framework.solvers.table import Row, Table
+from disa_framework.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Grid", "Halves", "Heun", "Nodes", "Process",
-    "RectifiedFlow", "Row", "Solver", "Spaced", "Strided", "Table", "Uniform", "UniformTime", "VPCosine",
+    "DDIM", "DDPM", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Fitted", "Grid", "Halves", "Heun", "Karras",
+    "LogSNR", "LogitNormal", "Nodes", "PowerTime", "Process", "RectifiedFlow", "Row", "Shift", "SinglestepDPMSolverPP",
+    "Solver", "Spaced", "Staged", "Strided", "Sway", "Table", "Times", "UniPC", "Uniform", "UniformTime", "VPCosine",
 ]  # fmt: skip

@@ -23,6 +23,15 @@ class Solver(ABC):
             ValueError: if solver, grid and process do not fit together, or `steps` is below 1.
         """
 
+    def at(self, stage: int) -> Solver:
+        """The solver of an AR stage: this one, unless stages have solvers of their own."""
+        return self
+
+    @property
+    def num_stages(self) -> int | None:
+        """The number of AR stages that it is for; any number where it is None."""
+        return None
+
     def table(self, process: Process, steps: int) -> Table:
         """As `build`, computed once."""
         return _build(self, process, steps)

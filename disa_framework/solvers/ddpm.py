@@ -10,6 +10,7 @@ from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Spaced
 from disa_framework.solvers.process import Nodes, Process, VPCosine
 from disa_framework.solvers.table import Row, Table
+from disa_framework.values import check_numbers
 
 Variance = Literal["auto", "learned", "small", "large"]
 
@@ -60,6 +61,7 @@ class DDPM(Solver):
         known = get_args(Variance)
         if self.variance not in known:
             raise ValueError(f"variance must be one of {', '.join(known)}, got {self.variance!r}")
+        check_numbers(DDPM.__init__, vars(self))
 
     def build(self, process: Process, steps: int) -> Table:
         if not isinstance(process, VPCosine):

@@ -2,7 +2,8 @@
 
 Both integrate the probability-flow ODE exactly in its linear part and a polynomial through the last
 outputs in `lambda = log(alpha / sigma)`: of the noise (DPM-Solver) or of the clean tokens (++). The second
-order has the midpoint weights of the published 2M; the third integrates its quadratic exactly.
+order has the midpoint weights of the published 2M; the third integrates its quadratic exactly. DPM-Solver++ also
+solves the reverse SDE, with as much noise as one likes (arXiv 2211.01095, eq. 18; eta as of arXiv 2305.14267).
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import Literal
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, UniformTime
-from disa_framework.solvers.process import Nodes, Process
+from disa_framework.solvers.process import Nodes, Process, log_ratio
 from disa_framework.solvers.table import Row, Table
+from disa_framework.values import check_numbers
+
+_Step = tuple[tuple[float, float], float, tuple[float, ...], float]
+"""What is kept as `(P, Q)`, the factor of `x`, the weights of the polynomial's terms, and the factor of fresh noise."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,14 @@ class _Multistep(Solver):
         return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _row(self, process: Process, nodes: Nodes, i: int) -> Row:
-        log_snr = [_log_snr(nodes.alphas[j], nodes.sigmas[j]) for j in range(max(0, i - 2), i + 2)]
+        log_snr = log_snrs(nodes)[max(0, i - 2) : i + 2]
         past = _divided_differences(log_snr, self.order)
-        (P, Q), A, weights = self._step(process, nodes, i, log_snr[-1] - log_snr[-2])
+        (P, Q), A, weights, S = self._step(process, nodes, i, log_snr[-1] - log_snr[-2])
         B, C, D = (sum(w * d[j] for w, d in zip(weights, past, strict=False)) for j in range(3))
-        return Row(P, Q, A, B, C, D)
+        return Row(P, Q, A, B, C, D, S)
 
-    def _step(
-        self, process: Process, nodes: Nodes, i: int, h: float
-    ) -> tuple[tuple[float, float], float, tuple[float, ...]]:
-        """What is kept as `(P, Q)`, the factor of `x`, and the weights of the polynomial's terms."""
+    def _step(self, process: Process, nodes: Nodes, i: int, h: float) -> _Step:
+        """A step over `h` in lambda."""
         raise NotImplementedError
 
 
@@ -56,9 +59,7 @@ class _Multistep(Solver):
 class DPMSolver(_Multistep):
     """DPM-Solver, which keeps the predicted noise. It cannot start where `alpha` is 0 (a flow at t = 1)."""
 
-    def _step(
-        self, process: Process, nodes: Nodes, i: int, h: float
-    ) -> tuple[tuple[float, float], float, tuple[float, ...]]:
+    def _step(self, process: Process, nodes: Nodes, i: int, h: float) -> _Step:
         (alpha, alpha_s), (sigma, sigma_s) = nodes.alphas[i : i + 2], nodes.sigmas[i : i + 2]
         if alpha == 0:
             raise ValueError("DPMSolver cannot start from pure noise: use DPMSolverPP")
@@ -67,28 +68,43 @@ class DPMSolver(_Multistep):
         second = first / h - sigma_s if sigma_s else 0.0
         third = 2 * second / h - sigma_s if sigma_s else 0.0
         weights = (-first, -(first / 2 if self.order == 2 else second), -third)
-        return process.to_noise(alpha, sigma), alpha_s / alpha, weights
+        return process.to_noise(alpha, sigma), alpha_s / alpha, weights, 0.0
 
 
 @dataclass(frozen=True)
 class DPMSolverPP(_Multistep):
-    """DPM-Solver++, which keeps the predicted clean tokens. Order 2 is the published 2M."""
+    """DPM-Solver++, which keeps the predicted clean tokens. Order 2 is the published 2M.
 
-    def _step(
-        self, process: Process, nodes: Nodes, i: int, h: float
-    ) -> tuple[tuple[float, float], float, tuple[float, ...]]:
+    Args:
+        eta: 0 solves the probability-flow ODE, 1 the reverse SDE (the published SDE-DPM-Solver++), and what lies
+            between has part of its noise.
+        temperature: factor on the noise of each step, where there is any.
+    """
+
+    eta: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        check_numbers(DPMSolverPP.__init__, vars(self))
+
+    def _step(self, process: Process, nodes: Nodes, i: int, h: float) -> _Step:
         (alpha, alpha_s), (sigma, sigma_s) = nodes.alphas[i : i + 2], nodes.sigmas[i : i + 2]
-        first = alpha_s - alpha * sigma_s / sigma  # alpha_s (1 - e^-h)
-        second = alpha_s - first / h
-        third = alpha_s - 2 * second / h
+        forgotten = math.exp(-self.eta * h) if self.eta else 1.0  # share of the state that fresh noise leaves
+        g = (1 + self.eta) * h
+        first = alpha_s - alpha * sigma_s / sigma * forgotten  # alpha_s (1 - e^-g)
+        second = alpha_s - first / g
+        third = alpha_s - 2 * second / g
         weights = (first, first / 2 if self.order == 2 else second, third)
-        return process.to_clean(alpha, sigma), sigma_s / sigma, weights
+        noise = self.temperature * sigma_s * math.sqrt(max(1 - forgotten**2, 0.0))
+        return process.to_clean(alpha, sigma), sigma_s / sigma * forgotten, weights, noise
 
 
-def _log_snr(alpha: float, sigma: float) -> float:
-    if alpha == 0:
-        return -math.inf
-    return math.log(alpha / sigma) if sigma else math.inf
+def log_snrs(nodes: Nodes) -> list[float]:
+    """`lambda = log(alpha / sigma)` at each node, in part infinite."""
+    return [log_ratio(alpha, sigma) for alpha, sigma in zip(nodes.alphas, nodes.sigmas, strict=True)]
 
 
 def _divided_differences(log_snr: list[float], order: int) -> list[tuple[float, float, float]]:

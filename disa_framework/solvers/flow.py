@@ -10,6 +10,7 @@ from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Uniform
 from disa_framework.solvers.process import Process, RectifiedFlow
 from disa_framework.solvers.table import Row, Table
+from disa_framework.values import check_numbers
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class EulerMaruyama(Solver):
 
     grid: Grid = Uniform(last=0.04)
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(EulerMaruyama.__init__, vars(self))
 
     def build(self, process: Process, steps: int) -> Table:
         _check_flow(self, process)

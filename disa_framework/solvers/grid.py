@@ -77,7 +77,7 @@ class Spaced(Grid):
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         vp = _variance_preserving(self, process)
-        _check_steps(steps)
+        check_steps(steps)
         # The spacing rule would keep timestep 0 alone, where noise is taken for a finished token.
         start = (self._start(vp),) if steps == 1 else spaced_timesteps(steps, vp.timesteps, self._start(vp))
         return vp.nodes((*reversed(start), _CLEAN))
@@ -104,7 +104,7 @@ class Strided(Grid):
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         vp = _variance_preserving(self, process)
-        _check_steps(steps)
+        check_steps(steps)
         times = strided_timesteps(steps, vp.timesteps, self.clip)
         if not any(len(range(0, vp.timesteps, stride)) == steps for stride in range(1, vp.timesteps)):
             warnings.warn(
@@ -131,14 +131,14 @@ class UniformTime(Grid):
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         vp = _variance_preserving(self, process)
-        _check_steps(steps)
+        check_steps(steps)
         if not self.clip < vp.timesteps < self.clip * (self.clip + 1):
             raise ValueError(
                 f"the grid UniformTime runs from clip / {vp.timesteps} down to 1 / (clip + 1), "
                 f"which clip={self.clip} does not allow: use 950"
             )
         start, end = self.clip / vp.timesteps, 1 / (self.clip + 1)
-        ts = _linspace(start, end, steps)
+        ts = linspace(start, end, steps)
         places = [min(t * (self.clip + 1) / start - 1, float(self.clip)) for t in ts]
         at = vp.nodes(places)
         return Nodes(tuple(vp.timesteps * t for t in ts), at.alphas, at.sigmas)
@@ -157,10 +157,10 @@ class Uniform(Grid):
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         flow = _linear_flow(self, process)
-        _check_steps(steps)
+        check_steps(steps)
         if self.last is None:
-            return flow.nodes(_linspace(1.0, 0.0, steps))
-        return flow.nodes([*_linspace(1.0, self.last, steps - 1), 0.0] if steps > 1 else [1.0, 0.0])
+            return flow.nodes(linspace(1.0, 0.0, steps))
+        return flow.nodes([*linspace(1.0, self.last, steps - 1), 0.0] if steps > 1 else [1.0, 0.0])
 
     def __post_init__(self) -> None:
         if self.last is not None and not 0 < self.last < 1:
@@ -181,19 +181,21 @@ class Halves(Grid):
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         flow = _linear_flow(self, process)
-        _check_steps(steps)
+        check_steps(steps)
         half = steps // 2
         if steps in (1, self.uniform_at):
-            return flow.nodes(_linspace(1.0, 0.0, steps))
-        early = _linspace(1.0, 0.3, half - 1) if half > 1 else [1.0]
-        return flow.nodes([*early, *_linspace(0.25, 0.0, half)])
+            return flow.nodes(linspace(1.0, 0.0, steps))
+        early = linspace(1.0, 0.3, half - 1) if half > 1 else [1.0]
+        return flow.nodes([*early, *linspace(0.25, 0.0, half)])
 
 
-def _linspace(start: float, end: float, steps: int) -> list[float]:
+def linspace(start: float, end: float, steps: int) -> list[float]:
+    """The ends of `steps` even steps."""
     return [start + (end - start) * i / steps for i in range(steps)] + [end]
 
 
-def _check_steps(steps: int) -> None:
+def check_steps(steps: int) -> None:
+    """Raises a ValueError for less than one step."""
     if steps < 1:
         raise ValueError(f"a stage needs at least 1 diffusion step, got {steps}")
 

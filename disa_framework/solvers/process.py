@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +38,10 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.times)
 
+    def __add__(self, other: Nodes) -> Nodes:
+        """These nodes, then others."""
+        return Nodes(self.times + other.times, self.alphas + other.alphas, self.sigmas + other.sigmas)
+
     def take(self, indices: Sequence[int]) -> Nodes:
         """The nodes at `indices`, in that order."""
         columns = (self.times, self.alphas, self.sigmas)
@@ -52,11 +58,21 @@ def _on(times: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(times, dtype=torch.float32, device=device)
 
 
+def log_ratio(alpha: float, sigma: float) -> float:
+    """`log(alpha / sigma)`, infinite where one of them is 0."""
+    if alpha == 0:
+        return -math.inf
+    return math.log(alpha / sigma) if sigma else math.inf
+
+
 class Process(ABC):
     """What a diffusion head was trained on."""
 
     learns_variance: bool = False
     """Whether the head has `2 D` outputs: prediction and variance value."""
+
+    clean: ClassVar[float] = 0.0
+    """The time of clean tokens."""
 
     @abstractmethod
     def nodes(self, times: Sequence[float]) -> Nodes:
@@ -65,6 +81,23 @@ class Process(ABC):
     @abstractmethod
     def unit_time(self, time: float) -> float:
         """The head's time on the scale from 0 (token) to 1 (noise), on which intervals are given."""
+
+    @abstractmethod
+    def at_unit_time(self, unit: float) -> float:
+        """The head's time for one on that scale."""
+
+    def from_noise(self, time: float) -> float:
+        """Where a grid begins that would like to begin at `time`, where tokens are noise, or nearly so."""
+        return time
+
+    def log_snr(self, time: float) -> float:
+        """`lambda = log(alpha / sigma)` at a time; infinite where there is no noise, or nothing else."""
+        at = self.nodes([time])
+        return log_ratio(at.alphas[0], at.sigmas[0])
+
+    @abstractmethod
+    def time_at(self, log_snr: float) -> float:
+        """The time of a log-SNR."""
 
     @abstractmethod
     def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
@@ -92,6 +125,7 @@ class VPCosine(Process):
 
     timesteps: int = 1000
     learns_variance: bool = False
+    clean: ClassVar[float] = -1.0
 
     @cached_property
     def betas(self) -> tuple[float, ...]:
@@ -126,6 +160,18 @@ class VPCosine(Process):
     def unit_time(self, time: float) -> float:
         return time / self.timesteps
 
+    def at_unit_time(self, unit: float) -> float:
+        return unit * self.timesteps
+
+    def time_at(self, log_snr: float) -> float:
+        bar = 1 / (1 + math.exp(-2 * log_snr))
+        # Values of alpha_bar fall, and between two timesteps their logarithm is a straight line.
+        above = bisect_right(self.alphas_cumprod, -bar, key=lambda value: -value)
+        if above == self.timesteps:
+            return float(self.timesteps - 1)
+        high, low = (self.alphas_cumprod[above - 1] if above else 1.0), self.alphas_cumprod[above]
+        return above - 1 + math.log(bar / high) / math.log(low / high)
+
     def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
         return 0.0, 1.0
 
@@ -148,6 +194,15 @@ class RectifiedFlow(Process):
 
     def unit_time(self, time: float) -> float:
         return time
+
+    def at_unit_time(self, unit: float) -> float:
+        return unit
+
+    def from_noise(self, time: float) -> float:
+        return 1.0
+
+    def time_at(self, log_snr: float) -> float:
+        return 1 / (1 + math.exp(log_snr))
 
     def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
         return 1.0, alpha

@@ -11,10 +11,11 @@ They need pytest.
 import pytest
 
 # Before the suites are imported, so that their failed assertions show values.
-pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("models", "schedules", "solvers")))
+pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("models", "orders", "schedules", "solvers")))
 
 from disa_framework.testing.models import ModelContract  # noqa: E402
+from disa_framework.testing.orders import OrderContract, StageSizesContract  # noqa: E402
 from disa_framework.testing.schedules import ScheduleContract  # noqa: E402
 from disa_framework.testing.solvers import SolverContract  # noqa: E402
 
-__all__ = ["ModelContract", "ScheduleContract", "SolverContract"]
+__all__ = ["ModelContract", "OrderContract", "ScheduleContract", "SolverContract", "StageSizesContract"]

@@ -43,7 +43,7 @@ class Work(TorchFunctionMode):
         return result
 
 
-class Drawn(Observer):
+class StageLog(Observer):
     """Keeps what every stage proposes and draws."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Ends(Delegating):
         return super().finish(state)
 
 
-def draw(model: ARDiffusionModel, sampling: SamplingConfig, **options: Any) -> Tensor:
+def draw_with(model: ARDiffusionModel, sampling: SamplingConfig, **options: Any) -> Tensor:
     """As `generate`; `options` may also be fields of the sampling config, which they replace."""
     changes = {name: options.pop(name) for name in FIELDS if name in options}
     return generate(model, sampling=replace(sampling, **changes), **options)
@@ -136,10 +136,10 @@ class ModelContract:
         return replace(SamplingConfig(Constant(STEPS), solver, few), **changes)
 
     def draw(self, model: ARDiffusionModel, indices: Iterable[int] = range(3), **options: Any) -> Tensor:
-        """Latents of the samples `indices`; `options` are those of `draw`."""
+        """Latents of the samples `indices`; `options` are those of `draw_with`."""
         places = torch.tensor(list(indices))
         request = {"condition": self.asked(model, places), "seed": SEED, "indices": places, "batch_size": len(places)}
-        return draw(model, self.sampling(model), **{**request, **options})
+        return draw_with(model, self.sampling(model), **{**request, **options})
 
     def stages(self, model: ARDiffusionModel) -> list[int]:
         """Numbers of stages a sample is drawn in."""
@@ -161,7 +161,7 @@ class ModelContract:
 
     def test_every_token_is_drawn_exactly_once(self, model: ARDiffusionModel) -> None:
         for num_stages in self.stages(model):
-            seen, watched = Drawn(), Ends(model)
+            seen, watched = StageLog(), Ends(model)
             latents = self.draw(watched, num_stages=num_stages, observers=[seen])
             shapes = [proposal.shape for proposal in seen.proposals]
             assert all(n >= 1 for n, _ in shapes)
@@ -176,7 +176,7 @@ class ModelContract:
 
     def test_every_stage_has_noise_of_its_own(self, model: ARDiffusionModel) -> None:
         for num_stages in self.stages(model):
-            noise, seen = Asked(SEED, torch.arange(3)), Drawn()
+            noise, seen = Asked(SEED, torch.arange(3)), StageLog()
             latents = self.draw(model, num_stages=num_stages, noise=noise, observers=[seen])
             assert noise.stages == [record.stage for record in seen.records] == list(range(len(seen.records)))
             assert torch.equal(latents, self.draw(model, num_stages=num_stages))

@@ -107,6 +107,13 @@ class Autoencoder(Tokenizer):
             (posterior,) = self.network.encode(images.to(self.network.dtype), return_dict=False)
         return posterior.parameters
 
+    def check(self, latent_shape: Sequence[int]) -> None:
+        if len(latent_shape) != 3 or latent_shape[0] != self.latent_channels:
+            raise ValueError(
+                f"the autoencoder is for latents [{self.latent_channels}, H, W], the model draws {list(latent_shape)}: "
+                "give the model the channels of its autoencoder"
+            )
+
     def decode(self, latents: Tensor) -> Tensor:
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents must be [B, {self.latent_channels}, H, W], got {list(latents.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images of the latents; values outside [-1, 1] are clipped by whoever writes them."""
 
+    def check(self, latent_shape: Sequence[int]) -> None:
+        """Raises a ValueError if latents `[B, *latent_shape]` cannot be decoded."""
+
 
 class Identity(Tokenizer):
     """Pixels are the latents, for images small enough to be drawn pixel by pixel.
@@ -29,6 +33,8 @@ class Identity(Tokenizer):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
+        if not scale:
+            raise ValueError(f"scale must be a number other than 0, got {scale}")
         self.scale = scale
 
     def encode(self, images: Tensor) -> Tensor:
@@ -47,7 +53,16 @@ class SpaceToDepth(Tokenizer):
 
     def __init__(self, patch: int = 2) -> None:
         super().__init__()
+        if patch < 1:
+            raise ValueError(f"patch must be at least 1, got {patch}")
         self.patch = patch
+
+    def check(self, latent_shape: Sequence[int]) -> None:
+        if len(latent_shape) != 3 or latent_shape[0] % self.patch**2:
+            raise ValueError(
+                f"SpaceToDepth decodes latents [C, H, W] with C a multiple of {self.patch**2}, the model draws "
+                f"{list(latent_shape)}: choose --model.latent_channels or --tokenizer.patch by the other"
+            )
 
     def encode(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.patch)

@@ -1,6 +1,6 @@
 """A small classifier that measures 8x8 digits: features for FID, logits for the Inception Score.
 
-`train_classifier` beside this file made the weights.
+`python -m examples.digits_classifier` made the weights.
 """
 
 from importlib.resources import files
@@ -89,23 +89,3 @@ class DigitsFeatures(FeatureExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.classifier.head(features)
-
-
-def agreement(images: Tensor, labels: Tensor) -> float:
-    """The share, 0 to 1, of images that the shipped classifier reads as the class that was asked for.
-
-    Args:
-        images: uint8 `[B, 1, 8, 8]`, B at least 1.
-        labels: int64 `[B]`, on the same device.
-
-    Raises:
-        ValueError: images of another type or shape, no images, or another number of labels.
-    """
-    if len(images) == 0 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{len(images)} images with labels {list(labels.shape)}: there must be at least one image and "
-            "one label [B] for each; give the labels the images were drawn with"
-        )
-    classifier = DigitsClassifier.pretrained().to(images.device)
-    read = torch.cat([classifier.logits(part).argmax(dim=1) for part in images.split(1024)])
-    return (read == labels).double().mean().item()

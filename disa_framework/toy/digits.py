@@ -5,11 +5,12 @@ Letters: `B` images in a batch, `N` images in the set.
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
+from disa_framework.data.indexed import IndexedData, Item, Items
 from disa_framework.metrics.images import to_uint8
 
 Polarity = Literal["random", "plain"]
@@ -67,26 +68,43 @@ def split(validation_size: int) -> tuple[Tensor, Tensor]:
     return order[validation_size:], order[:validation_size]
 
 
-class DigitsData(LightningDataModule):
+class _Digits(Items):
+    """Those at some places, each with all its signs."""
+
+    def __init__(self, polarity: Polarity, indices: Tensor, captions: bool) -> None:
+        super().__init__(CAPTIONS, seed=0)
+        images, labels = digits(polarity)
+        # Row s holds sign s of every digit, so one index selects a digit with all its signs.
+        by_sign = images.reshape(-1, NUM_DIGITS, 1, 8, 8)[:, indices]
+        self.dataset = TensorDataset(by_sign.flatten(0, 1), labels.reshape(-1, NUM_DIGITS)[:, indices].flatten())
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int, draws: np.random.Generator | None) -> Item:
+        image, label = self.dataset[index]
+        return image, CAPTIONS[label] if self.captions else int(label)
+
+
+class DigitsData(IndexedData):
     """The digits, split into training and validation, with batches `(images, labels)` or `(images, captions)`.
 
     Images are float32 `[B, 1, 8, 8]` in [-1, 1], labels int64 `[B]`, captions a list of `B` texts. A digit and
-    its inverse are always on the same side of the split. Epochs are ordered by the seed of `seed_everything`;
-    the state of the global random generator is left as it was.
+    its inverse are always on the same side of the split.
 
     Args:
         polarity: "random" makes light-on-dark or dark-on-light a decision of the whole image, so the first
             tokens have to make it; "plain" is the digits as they are.
-        batch_size: images per batch; the last, smaller batch of a training epoch is dropped.
+        batch_size: images per batch and process; the last, smaller batch of a training epoch is dropped.
         validation_size: how many of the 1797 digits are held out ("random" holds out both signs of each).
         num_workers: loader processes; 0 loads in the main one.
         captions: whether batches hold `CAPTIONS`, for models that draw from prompts, instead of labels.
+        seed: of the order.
 
     Raises:
         ValueError: a value out of its range.
     """
-
-    num_classes = 10
 
     def __init__(
         self,
@@ -95,70 +113,23 @@ class DigitsData(LightningDataModule):
         validation_size: int = 297,
         num_workers: int = 0,
         captions: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__()
-        _check_polarity(polarity)
-        train, val = split(validation_size)
-        train_size = len(train) * (2 if polarity == "random" else 1)
-        if not 1 <= batch_size <= train_size:
-            raise ValueError(
-                f"batch_size={batch_size}: must be from 1 to the {train_size} training images; "
-                "give a smaller batch_size, or hold out fewer digits with validation_size"
-            )
-        self.polarity: Polarity = polarity
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.captions = captions
-        self._train_indices, self._val_indices = train, val
+        train, val = (_Digits(polarity, indices, captions) for indices in split(validation_size))
+        super().__init__(train, val, batch_size, num_workers, seed)
+        self._train, self._val = train.dataset, val.dataset
 
     def train_dataset(self) -> TensorDataset:
         """Training images and labels, `[N, 1, 8, 8]` and `[N]`."""
-        return self._subset(self._train_indices)
+        return self._train
 
     def val_dataset(self) -> TensorDataset:
         """Held-out images and labels, `[N, 1, 8, 8]` and `[N]`."""
-        return self._subset(self._val_indices)
+        return self._val
 
     def reference_images(self) -> Tensor:
         """The training images as uint8 `[N, 1, 8, 8]`: what reference statistics are made of."""
-        return to_uint8(self.train_dataset().tensors[0])
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled batches, all of `batch_size` images."""
-        return self._loader(self.train_dataset(), train=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Held-out batches in a fixed order; the last may be smaller."""
-        return self._loader(self.val_dataset(), train=False)
-
-    def _subset(self, indices: Tensor) -> TensorDataset:
-        images, labels = digits(self.polarity)
-        # Row s holds sign s of every digit, so one index selects a digit with all its signs.
-        by_sign = images.reshape(-1, NUM_DIGITS, 1, 8, 8)[:, indices]
-        return TensorDataset(by_sign.flatten(0, 1), labels.reshape(-1, NUM_DIGITS)[:, indices].flatten())
-
-    def _loader(self, dataset: TensorDataset, train: bool) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=train,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=_captioned if self.captions else _labeled,
-            # Without a generator of its own a loader would draw from the global one, for validation too.
-            generator=torch.Generator().manual_seed(torch.initial_seed()),
-        )
-
-
-def _labeled(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(labels)
-
-
-def _captioned(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[str]]:
-    images, labels = _labeled(samples)
-    return images, [CAPTIONS[label] for label in labels.tolist()]
+        return to_uint8(self._train.tensors[0])
 
 
 def _check_polarity(polarity: str) -> None:

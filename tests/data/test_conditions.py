@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from disa_framework.cli.common import make_parser, parse
+from disa_framework.cli.drawing import add_drawing
 from disa_framework.data.conditions import ConditionReader, Labels, Prompts
 from disa_framework.models import ARDiffusionModel
 from disa_framework.sampling.condition import Condition
@@ -69,6 +72,34 @@ def test_numbers_that_contradict_each_other_are_refused(prompts: str) -> None:
     for asked, reader in readers.items():
         with pytest.raises(ValueError, match=f"{asked} with 2 images each are . images, not 5"):
             reader.count(reader.read(MODEL), 5)
+
+
+@pytest.mark.parametrize("labels", [(), (1.5,), (True,), ("010",), (0, None)], ids=str)
+def test_labels_are_whole_numbers(labels: Any) -> None:
+    with pytest.raises(ValueError, match="labels must be the numbers of at least one class"):
+        Labels(labels)
+
+
+def understood(*options: str) -> Any:
+    parser = make_parser("disa-predict", "")
+    add_drawing(parser)
+    return parse(parser, ["--config", "mixture/default", *options])
+
+
+@pytest.mark.parametrize("option", ["--labels", "--condition.labels"])
+def test_labels_on_the_command_line_are_decimal(option: str, tmp_path: Path) -> None:
+    kind = ["--condition", "Labels"] if "." in option else []
+    (tmp_path / "c.yaml").write_text("labels: [007, 010, 8]")
+    assert understood("--config", str(tmp_path / "c.yaml")).labels == [7, 10, 8]
+    found = understood(*kind, option, "[007, 010, +8]")
+    assert list(found.condition.init_args.labels if kind else found.labels) == [7, 10, 8]
+
+
+@pytest.mark.parametrize("label", ["0x10", "1_0", "1e1", "true", "0b1", "0o7", "1:30", "1.0"])
+def test_what_is_no_decimal_number_is_no_label(label: str) -> None:
+    for options in (["--labels", f"[{label}]"], ["--condition", "Labels", "--condition.labels", f"[1, {label}]"]):
+        with pytest.raises(SystemExit):
+            understood(*options)
 
 
 def test_a_model_without_classes_asks_for_something_else() -> None:

@@ -76,6 +76,26 @@ def test_pixels_that_are_no_levels_are_refused(tmp_path: Path) -> None:
         read_pixels(str(tmp_path / "x.png"))
 
 
+@pytest.mark.parametrize("levels", [(0, 255), (0, 2**31 - 1), (-5, 1000)], ids=str)
+def test_levels_of_32_bits_that_are_not_of_16_are_refused(levels: tuple[int, int], tmp_path: Path) -> None:
+    Image.fromarray(np.array([levels, levels], np.int32)).save(tmp_path / "x.png", "tiff")
+    with pytest.raises(DamagedFileError, match=rf"x\.png .* its levels are {levels[0]} to {levels[1]} in 32 bits"):
+        read_pixels(str(tmp_path / "x.png"))
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    for place in ("a/deep", "b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / place / "x.PNG")
+    for link, target in {"a/deep/up": "../..", "a/self": ".", "a/b": "../b", "b/a": "../a"}.items():
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    found = find_images(tmp_path)
+    assert len({Path(file).name for file in found}) == 2 and len(found) == 3
+    with pytest.raises(DamagedFileError, match=r"loop\.png is damaged"):
+        read_pixels(str(tmp_path / "loop.png"))
+
+
 def test_one_file_in_color_is_found_among_gray_and_damaged_ones(tmp_path: Path) -> None:
     for name in "abc":
         Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")

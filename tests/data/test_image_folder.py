@@ -87,12 +87,15 @@ def test_hidden_folders_and_files_are_no_images_and_no_classes(hidden: str, fold
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (range(12), "label 2 is folder 10, not 2; .*: 02"),
-        ((5, 40, 300), "label 0 is folder 300, not 5; .*: 005"),
-        (("1", "02"), "label 0 is folder 02, not 1; .*: 01"),
+        (range(12), "label 2 is folder 10, not 2; "),
+        ((5, 40, 300), "label 0 is folder 300, not 5; "),
+        (("1", "02"), "label 0 is folder 02, not 1; "),
+        (("1.0", "2.0", "10.0"), r"label 1 is folder 10\.0, not 2\.0; "),
+        (("class2", "class10", "other"), "label 0 is folder class10, not class2; "),
+        ((9, 10, "other"), "label 0 is folder 10, not 9; "),
         (("00", "01", "02"), None),
         ((0, 1, 2), None),
-        ((9, 10, "other"), None),
+        (("n01440764", "n02085620", "B", "a"), None),
     ],
     ids=str,
 )

@@ -119,10 +119,11 @@ def test_a_damaged_shard_is_named(share: float, folder: LatentsFolder) -> None:
 
 
 def test_a_claimed_folder_takes_the_same_identity_alone(folder: LatentsFolder) -> None:
-    leftover = folder.path / ".000009.safetensors.123.tmp"
+    leftover, notes = folder.path / ".000009.safetensors.123.tmp", folder.path / ".notes.tmp"
     leftover.write_bytes(b"half a shard")
+    notes.touch()
     folder.claim(MADE)
-    assert not leftover.exists() and folder.finished() == {0, 1, 2} and folder.identity() == MADE
+    assert not leftover.exists() and notes.exists() and folder.finished() == {0, 1, 2} and folder.identity() == MADE
     with pytest.raises(ValueError, match=r"latents made otherwise \(classes, new differ"):
         folder.claim({**MADE, "classes": ["ant"], "new": 1})
     folder.manifest.unlink()
@@ -133,3 +134,19 @@ def test_a_claimed_folder_takes_the_same_identity_alone(folder: LatentsFolder) -
     for made in ({"new": 1}, {"new": 2}):  # nothing is bound to anything yet
         folder.claim(made)
         assert folder.identity() == made
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "damaged"),
+        ('{"identity": 3}', "damaged"),
+        ('{"identity": {"num_images": -1, "shard_size": 2, "scale": 1, "classes": []}}', "damaged"),
+        ('{"identity": {"num_images": 4, "shard_size": 0, "scale": 1, "classes": []}}', "damaged"),
+        ('{"identity": {"num_images": "four", "shard_size": 2, "scale": 1, "classes": []}}', "damaged"),
+    ],
+)
+def test_a_description_that_cannot_be_is_called_damage(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "latents.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"^[^\n]*latents\.json is {message}[^\n]*$"):
+        Latents(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from disa_framework import Lazy, SamplingConfig
+from disa_framework import SamplingConfig
 from disa_framework.diagnostics import ABLATIONS, Ablation, Variation, ablate
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
@@ -15,7 +15,6 @@ from disa_framework.search.meter import Meter
 from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, RectifiedFlow, Solver, Spaced, Strided
 from disa_framework.toy.exact import SlicedWasserstein
 from disa_framework.toy.mixture import MixtureAR
-from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar
 
 
@@ -56,14 +55,6 @@ def test_solvers_are_compared_at_equal_evaluations(process: RectifiedFlow | None
     assert counts == sorted(counts) and set(counts) == {2, 7, 20}
 
 
-def test_caches_are_compared_at_the_same_schedules() -> None:
-    found = variations("caching", 20, (2, 5), tiny_mar(), num_stages=4)
-    assert [s.cache for s in found.values()] == [cache for cache in (None, Lazy(2), Lazy(4), Lazy(8)) for _ in range(2)]
-    assert {s.budget for s in found.values()} == {(20,) * 4, (20, 14, 8, 2)}
-    with pytest.raises(ValueError, match="MixtureAR caches no features"):
-        variations("caching", 20, (2, 5))
-
-
 def test_stages_are_halved_down_to_two() -> None:
     found = variations("stages", 20, (2, 5), num_stages=12)
     assert [s.num_stages for s in found.values()] == [12, 12, 6, 6, 3, 3]
@@ -78,9 +69,7 @@ def meter() -> Meter:
 
 def test_early_cuts_are_worse_than_late_ones(tmp_path: Path) -> None:
     told = []
-    measuring = meter()
-    with measuring.lead():
-        found = ablate(measuring, "early_late", 1000, 20, [2], 2, lambda *done: told.append(done))
+    found = ablate(meter(), "early_late", 1000, 20, [2], 2, lambda *done: told.append(done))
     none, early, late = found.variations
     assert told == [(i, 6) for i in range(1, 7)]
     assert min(found.asymmetry()[2]) > 4 and none.mean < late.mean < early.mean

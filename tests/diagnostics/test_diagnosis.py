@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from disa_framework import Guidance, Lazy, SamplingConfig
 from disa_framework.diagnostics import PARTS, Diagnosis, Probe, diagnose
 from disa_framework.diagnostics.caching import cache_errors
-from disa_framework.diagnostics.diagnosis import rank_correlation
 from disa_framework.diagnostics.entropy import conditional_entropy
 from disa_framework.diagnostics.predictability import predictability
 from disa_framework.diagnostics.runs import watch
@@ -33,11 +30,8 @@ STAGES = 4
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
     """Of one Gaussian, where everything is known."""
-    model, sampling = (
-        MixtureAR(STAGES, 1, process=RectifiedFlow()),
-        SamplingConfig(Constant(3), DPMSolverPP(grid=Uniform())),
-    )
-    module = ARDiffusionModule(model, sampling)
+    sampling = SamplingConfig(Constant(3), DPMSolverPP(grid=Uniform()))
+    module = ARDiffusionModule(MixtureAR(STAGES, 1, process=RectifiedFlow()), sampling)
     found = diagnose(module, probe=Probe(count=1200, batch_size=500, repeats=4, steps=40, menu=(2, 4, 10)))
     assert module.sampling.schedule == Constant(3)
     return found
@@ -55,7 +49,6 @@ def test_variance_is_the_conditional_variance(diagnosis: Diagnosis) -> None:
 def test_predictability_is_what_can_be_known(diagnosis: Diagnosis) -> None:
     explained = 1 - conditional_variance() / 0.06
     assert diagnosis.columns["r2"] == pytest.approx(explained.tolist(), abs=0.1)
-    assert diagnosis.columns["mse"] == pytest.approx(conditional_variance().tolist(), rel=0.3)
 
 
 def test_the_error_falls_with_the_steps(diagnosis: Diagnosis) -> None:
@@ -63,20 +56,16 @@ def test_the_error_falls_with_the_steps(diagnosis: Diagnosis) -> None:
     assert all(few >= more >= most for few, more, most in zip(*columns, strict=True))
 
 
-def test_a_diagnosis_is_a_table_a_file_and_pictures(diagnosis: Diagnosis, tmp_path: Path) -> None:
+def test_a_diagnosis_is_a_table_and_a_file(diagnosis: Diagnosis, tmp_path: Path) -> None:
     assert tuple(diagnosis.parts) == tuple(part for part in PARTS if part != "caching")  # a mixture caches nothing
-    names = ["r2", "mse", "variance", "entropy", "straightness", "error_2", "error_4", "error_10"]
+    names = ["r2", "variance", "entropy", "straightness", "error_2", "error_4", "error_10"]
     assert list(diagnosis.columns) == [*names, "backbone_ms", "head_ms"]
     lines = diagnosis.table()
     assert lines[0][0] == "stage" and lines[-1][0] == "trend" and len(lines) == STAGES + 2
     page = diagnosis.save(tmp_path / "new")
     rows = list(csv.DictReader(page.with_suffix(".csv").read_text().splitlines()))
-    assert [row["stage"] for row in rows] == list("0123")
     assert [float(row["r2"]) for row in rows] == diagnosis.columns["r2"]
     assert {path.stem for path in page.parent.glob("*.png")} == {*diagnosis.parts} and "trend" in page.read_text()
-    axes = Figure().subplots()
-    diagnosis.plot("error", axes)
-    assert [line.get_label() for line in axes.get_lines()] == names[5:]
 
 
 @pytest.mark.parametrize(
@@ -125,33 +114,34 @@ def test_sequences_of_any_length_are_diagnosed() -> None:
     assert max(found.columns["error_2"][3:]) == 0 < found.columns["error_2"][0]
 
 
-def test_what_is_unknown_or_too_little_is_said() -> None:
-    module = ARDiffusionModule(MixtureAR(2, 1))
-    with pytest.raises(ValueError, match="no part 'colour': the parts of a diagnosis are predictability, "):
-        diagnose(module, parts=["colour"])
-    with pytest.raises(ValueError, match="at least 2 repeats, got 1"):
-        diagnose(module, probe=Probe(repeats=1))
-    with pytest.raises(ValueError, match="at least 20 samples, got 5"):
-        diagnose(module, parts=["predictability"], probe=Probe(count=5, steps=2))
-    wrong: list[dict[str, Any]] = [{name: 0} for name in ("count", "steps", "repeats", "batch_size", "stride")]
-    for options in wrong:
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
-            Probe(**options)
+@pytest.mark.parametrize(
+    ("parts", "probe", "message"),
+    [
+        (["colour"], {}, "no part 'colour': the parts of a diagnosis are predictability, "),
+        (["variance"], {"repeats": 1}, "at least 2 repeats, got 1"),
+        (["predictability"], {"count": 5, "steps": 2}, "at least 20 samples, got 5"),
+        *(([], {name: 0}, f"{name} must be a whole number from 1 .* got 0")
+          for name in ("count", "steps", "repeats", "batch_size", "stride")),
+    ],
+)  # fmt: skip
+def test_what_is_unknown_or_too_little_is_said(parts: list[str], probe: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diagnose(ARDiffusionModule(MixtureAR(2, 1)), None, parts, Probe(**probe))  # type: ignore[arg-type]
 
 
 def test_a_predictor_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     z = [torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(k)) for k in range(2)]
     first, again = (predictability(z, [2 * z[0], -z[1]], seed=1, steps=200) for _ in range(2))
-    assert first == again and all(p.r2 > 0.9 for p in first)
+    assert first == again and min(first) > 0.9
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_rank_correlation_is_spearmans() -> None:
-    assert rank_correlation([1, 5, 6, 100]) == pytest.approx(1)
-    assert rank_correlation([3, 2, 1]) == pytest.approx(-1)
-    assert rank_correlation([1, 1, 2, 2]) == pytest.approx(0.8944, abs=1e-4)
-    assert rank_correlation([4, 4, 4]) == 0
+@pytest.mark.parametrize(
+    ("values", "expected"), [([1, 5, 6, 100], 1), ([3, 2, 1], -1), ([1, 1, 2, 2], 0.8944), ([4, 4, 4], 0)]
+)
+def test_a_trend_is_spearmans_correlation_with_the_stage(values: list[float], expected: float) -> None:
+    assert Diagnosis({"part": {"column": values}}).trend("column") == pytest.approx(expected, abs=1e-4)
 
 
 def test_predictability_does_not_depend_on_classes_coming_in_turn() -> None:
@@ -160,7 +150,7 @@ def test_predictability_does_not_depend_on_classes_coming_in_turn() -> None:
     meant = torch.randn(10, 4, generator=generator)[classes]
     z = torch.nn.functional.one_hot(classes, 10).float() + 0.1 * torch.randn(200, 10, generator=generator)
     (found,) = predictability([z[:, None]], [meant[:, None]], steps=300)
-    assert found.r2 > 0.9
+    assert found > 0.9
 
 
 def test_a_model_that_is_watched_is_where_the_model_is() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from disa_framework.diagnostics.diagnosis import rank_correlation
+from disa_framework.diagnostics import Diagnosis
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy, mixture_entropy
 from disa_framework.toy.mixture import MixtureAR
 
@@ -14,21 +14,20 @@ def normal_entropy(variance: float) -> float:
     return 0.5 * math.log(2 * math.pi * math.e * variance)
 
 
-def test_the_entropy_of_one_component_is_that_of_a_gaussian() -> None:
-    found = mixture_entropy(torch.zeros(2, 1), torch.tensor([[0.0], [5.0]]).double(), torch.tensor(0.03))
-    assert found.tolist() == pytest.approx([normal_entropy(0.03)] * 2, abs=1e-7)
-
-
-def test_components_that_do_not_meet_add_the_entropy_of_their_weights() -> None:
-    weights = torch.tensor([[0.2, 0.3, 0.5]]).double()
-    found = mixture_entropy(weights.log() - 70, torch.tensor([[-6.0, 0.0, 9.0]]).double(), torch.tensor(0.04))
-    choice = -(weights * weights.log()).sum().item()
-    assert found.item() == pytest.approx(normal_entropy(0.04) + choice, abs=1e-7)
-
-
-def test_components_that_coincide_are_one() -> None:
-    found = mixture_entropy(torch.zeros(1, 4), torch.full((1, 4), 2.0).double(), torch.tensor(0.5))
-    assert found.item() == pytest.approx(normal_entropy(0.5), abs=1e-7)
+@pytest.mark.parametrize(
+    ("shares", "means", "variance"),
+    [
+        ([1.0], [5.0], 0.03),
+        ([0.2, 0.3, 0.5], [-6.0, 0.0, 9.0], 0.04),  # components that do not meet add the entropy of their shares
+        ([0.25] * 4, [2.0] * 4, 0.5),  # components that coincide are one
+    ],
+)
+def test_the_entropy_of_components_that_are_apart_or_one(
+    shares: list[float], means: list[float], variance: float
+) -> None:
+    found = mixture_entropy(torch.tensor([shares]).log() - 70, torch.tensor([means]).double(), torch.tensor(variance))
+    choice = -sum(share * math.log(share) for share in shares) if len(set(means)) > 1 else 0
+    assert found.item() == pytest.approx(normal_entropy(variance) + choice, abs=1e-5)
 
 
 def test_conditional_entropies_of_a_gaussian_add_up_to_that_of_all_tokens() -> None:
@@ -46,7 +45,7 @@ def test_tokens_of_one_stage_do_not_know_each_other() -> None:
 
 def test_entropy_falls_with_the_stage() -> None:
     found = conditional_entropy(MixtureAR(), 16, None, 200)
-    assert rank_correlation(found) < -0.9 and found[0] > found[-1] + 1
+    assert Diagnosis({"entropy": {"entropy": found}}).trend("entropy") < -0.9 and found[0] > found[-1] + 1
 
 
 def test_a_class_leaves_less_to_know() -> None:

@@ -12,7 +12,8 @@ import yaml
 from torch import Tensor
 
 from disa_framework import hub
-from disa_framework.cli.convert import command, convert
+from disa_framework.cli import start
+from disa_framework.cli.convert import convert
 from disa_framework.hub import load_model
 from disa_framework.hub.checkpoint import load_weights
 from disa_framework.tokenizers import Autoencoder
@@ -124,7 +125,7 @@ def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["disa-convert", *options])
     with pytest.raises(SystemExit) as stop:
-        command()
+        start.convert()
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1 and line.startswith("disa-convert: error: ")
     with pytest.raises((ValueError, OSError), match=message):

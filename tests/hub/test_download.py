@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from disa_framework import hub
-from disa_framework.cli.download import command, download
+from disa_framework.cli import start
+from disa_framework.cli.download import download
 from disa_framework.hub.fetching import fetch, fetch_from_hub
 from disa_framework.hub.published import PUBLISHED
 from tests.hub.test_convert import kl16
@@ -139,6 +140,19 @@ def test_another_file_is_refused(server: Server, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "application/json"])
+@pytest.mark.parametrize(
+    "content", [b"\n<!DOCTYPE html>\n<title>Sign in", b"version https://git-lfs.github.com/spec/v1"]
+)
+def test_a_page_or_a_pointer_under_another_name_is_not_kept(
+    content: bytes, kind: str, server: Server, tmp_path: Path
+) -> None:
+    server.content, server.kind = content, kind
+    with pytest.raises(OSError, match=r"what came is a (web page|pointer)"):
+        fetch(server.url, tmp_path / "evaluation_metadata.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://a/b", "http://example.com/a", "data:,a", "a.pth", ""])
 def test_no_other_address_is_used(url: str, server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="begins with https://"):
@@ -216,7 +230,7 @@ def test_without_a_network_the_address_and_the_place_are_told(
     options = ["--url", url] if name == "mar-large" else []
     monkeypatch.setattr(sys, "argv", ["disa-download", name, "--to", str(tmp_path), *options])
     with pytest.raises(SystemExit) as stop:
-        command()
+        start.download()
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1
     address = re.escape(url if options else PUBLISHED[name].addresses[0])

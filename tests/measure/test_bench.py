@@ -7,64 +7,58 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
 from disa_framework import Guidance, SamplingConfig
-from disa_framework.cli.bench import benchmark, command
-from disa_framework.measure import PARTS, Case, measure
-from disa_framework.measure.floor import Floor, Recorder, Spec
-from disa_framework.measure.laps import split
+from disa_framework.cli import start
+from disa_framework.cli.bench import benchmark
+from disa_framework.measure import PARTS, Case, time_cases
+from disa_framework.measure.floor import Recorder, Spec, replaying, with_tensors
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear
 from disa_framework.schedules.text import schedule_from
 from disa_framework.solvers import DDIM
 from disa_framework.tokenizers import SpaceToDepth
-from tests.models.tiny import TINY, tiny_mar
+from tests.measure.slow import BACKBONE, BATCH, FIXED, HEAD, SETUP, Clock, K, Slow, labels, slow_module
+from tests.models.tiny import tiny_digits, tiny_mar
 
 MIXTURE = ["--config", "mixture/default", "--batch_sizes", "[3]", "--num_stages", "4", "--repeats", "2"]
 LABELS = torch.tensor([0, 1])
 
 
-class Ticks:
-    """A clock that says how often it was read."""
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def __call__(self) -> float:
-        self.reads += 1
-        return float(self.reads)
-
-
-def module(steps: int = 3) -> ARDiffusionModule:
-    sampling = SamplingConfig(Constant(steps), num_stages=4, guidance=Guidance(2.0))
-    return ARDiffusionModule(tiny_mar(latent_size=8, latent_channels=4), sampling, SpaceToDepth(2)).eval()
-
-
 def case(steps: int = 3) -> Case:
-    return Case(f"{steps} steps", module(steps), LABELS, 2)
+    sampling = SamplingConfig(Constant(steps), num_stages=4, guidance=Guidance(2.0))
+    module = ARDiffusionModule(tiny_mar(latent_size=8, latent_channels=4), sampling, SpaceToDepth(2))
+    return Case(f"{steps} steps", module, LABELS, 2)
+
+
+def recorded(module: nn.Module, run: Callable[[], object]) -> list[Any]:
+    """The calls that count."""
+    with torch.inference_mode(), Recorder(module.parameters()) as recorder:
+        run()
+    return recorder.calls
 
 
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-def test_parts_add_up_to_the_time_between_the_first_and_the_last_look_at_the_clock() -> None:
-    drawn, clock = module(), Ticks()
-    names, before = list(drawn.state_dict()), drawn.draw(LABELS, torch.arange(2))
-    seconds = split(drawn, LABELS, torch.arange(2), clock)
-    assert sum(seconds.values()) == clock.reads - 1
-    # One tick for the time in a part, once a call: 4 stages; 4 stages prepared and 3 steps in each; one decoder.
-    assert {name: seconds[name] for name in ("backbone", "head", "decoder")} == {
-        "backbone": 4, "head": 4 * (1 + 3), "decoder": 1,
-    }  # fmt: skip
-    assert list(drawn.state_dict()) == names and torch.equal(drawn.draw(LABELS, torch.arange(2)), before)
+def test_each_part_has_its_time(clock: Clock) -> None:
+    slow = Slow(clock)
+    slow.interrupt = lambda run, stage: 10.0 * (run % 2)  # the machine is slower at every other run
+    (timing,) = time_cases([Case("slow", slow_module(slow, schedule=Constant(3)), labels(), BATCH)], repeats=2)
+    heads = sum(SETUP + 3 * head for head in HEAD)
+    whole = 10.0 * K + sum(BACKBONE) + heads + FIXED
+    assert timing.seconds("whole") == pytest.approx([whole / BATCH] * 2)
+    shares = {part: [spent / whole * BATCH for spent in timing.seconds(part)] for part in PARTS}
+    parts = {"backbone": sum(BACKBONE), "head": heads, "decoder": FIXED, "rest": 0}
+    assert shares == {part: pytest.approx([spent / (whole - 10.0 * K)] * 2) for part, spent in parts.items()}
 
 
 # --- floor ----------------------------------------------------------------------------------------------
@@ -72,52 +66,45 @@ def test_parts_add_up_to_the_time_between_the_first_and_the_last_look_at_the_clo
 
 def test_a_recording_holds_each_product_with_its_shapes_and_the_weights_themselves() -> None:
     layer, x = nn.Linear(3, 5), torch.randn(4, 3)
-    with torch.inference_mode():
-        with Recorder(layer.parameters()) as recorder:
-            q = layer(x).relu()[None, None]
-            nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(4, 4, dtype=torch.bool))
-        first, second = recorder.calls
-        assert first.args[0] == Spec(0, (4, 3), (3, 1), torch.float32) and first.args[1] is layer.weight
-        assert [value.shape for value in second.args if isinstance(value, Spec)][:3] == [(1, 1, 4, 5)] * 3
-        floor = Floor(recorder.calls, torch.device("cpu"))
-        with Recorder(layer.parameters()) as again:
-            floor()
-    assert again.calls == recorder.calls
+
+    def run() -> None:
+        q = layer(x).relu()[None, None]
+        nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(4, 4, dtype=torch.bool))
+
+    first, second = calls = recorded(layer, run)
+    assert first.args[0] == Spec(0, (4, 3), (3, 1), torch.float32) and first.args[1] is layer.weight
+    assert [value.shape for value in second.args if isinstance(value, Spec)][:3] == [(1, 1, 4, 5)] * 3
+    again = recorded(layer, replaying(calls, torch.device("cpu")))
+    assert [(call.func, call.args, call.keywords) for call in again] == [
+        (call.func, call.args, call.keywords) for call in calls
+    ]
 
 
 def test_a_recording_takes_no_more_memory_than_its_largest_tensors() -> None:
-    shapes = [Spec(0, (n, 7), (7, 1), torch.float32) for n in range(1, 50)]
-    weight = torch.ones(7, 7)
-    with Recorder([weight]) as recorder:
-        for spec in shapes:
-            torch.ones(spec.shape) @ weight
-    floor = Floor(recorder.calls, torch.device("cpu"))
-    assert {call.args[0].untyped_storage().nbytes() for call in floor.calls} == {4 * 49 * 7}
+    weight = nn.Linear(7, 7, bias=False)
+    calls = recorded(weight, lambda: [weight(torch.ones(n, 7)) for n in range(1, 50)])
+    floor = with_tensors(calls, torch.device("cpu"))
+    assert {call.args[0].untyped_storage().nbytes() for call in floor} == {4 * 49 * 7}
 
 
-def test_the_floor_lies_below_the_whole() -> None:
-    few, many = measure([case(3), case(30)], repeats=3, clock=time.process_time)
-    for timing in (few, many):
-        assert len(timing.whole) == len(timing.floor) == 3
-        assert 0 < min(timing.floor) < max(timing.whole)
-        for parts, whole in zip(zip(*timing.parts.values(), strict=True), timing.whole, strict=True):
-            assert sum(parts) == pytest.approx(whole)
+def test_the_floor_lies_below_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # others use this machine, too
+    for timing in time_cases([case(3), case(30)], repeats=3):
+        assert len(timing.rounds) == 3
+        assert 0 < min(timing.seconds("floor")) < max(timing.seconds("whole"))
+        for found in timing.rounds:
+            assert sum(found[part] for part in PARTS) == pytest.approx(found["whole"])
 
 
 def test_each_step_adds_the_same_calls_to_the_floor() -> None:
-    counts = []
-    for steps in (3, 4, 5):
-        drawn = case(steps)
-        with Recorder(drawn.module.parameters()) as recorder:
-            drawn.draw()
-        counts.append(len(recorder.calls))
+    counts = [len(recorded(drawn.module, drawn.draw)) for drawn in map(case, (3, 4, 5))]
     # Of the head with one block at each of 4 stages: in, out, two of the MLP, and two modulations.
     assert [b - a for a, b in pairwise(counts)] == [4 * 6] * 2
 
 
 PEAKS = """
 import torch
-from disa_framework.measure.cases import peak_memory
+from disa_framework.runtime.memory import peak_memory
 for mebibytes in (256, 1):
     print(peak_memory(torch.device("cpu"), lambda: torch.ones(mebibytes * 2**18)))
 """
@@ -138,18 +125,15 @@ def test_peak_memory_is_the_peak_of_this_run_and_not_of_those_before() -> None:
 def test_sampling_configs_and_schedules_are_timed_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved, weights = tmp_path / "saved.yaml", tmp_path / "tiny.safetensors"
+    saved, model = tmp_path / "saved.yaml", tiny_digits(tmp_path)
     SamplingConfig(Linear(4, 2), DDIM(), num_stages=3).save(saved)
-    safetensors.torch.save_file(tiny_mar(latent_size=8, num_classes=10).state_dict(), weights)
-    options = {**TINY, "latent_size": 8, "num_classes": 10}
-    model = [part for name, value in options.items() for part in (f"--model.{name}", str(value))]
     folder = benchmark([
         "--config", "digits/mar", *model, "--num_stages", "4", "--batch_sizes", "[2, 3]", "--repeats", "2",
         "--output", str(tmp_path / "found"),
-        "--schedules", f'["Constant(steps=2)", {saved}, TwoStage(3, 1)]', "--ckpt_path", str(weights),
+        "--schedules", f'["Constant(steps=2)", {saved}, TwoStage(3, 1)]',
     ])  # fmt: skip
     found = json.loads((folder / "bench.json").read_text())
-    assert found["device"] == "cpu" and found["dtype"] == "float32" and found["weights"] == str(weights)
+    assert found["device"] == "cpu" and found["dtype"] == "float32" and found["weights"] == model[-1]
     assert found["threads"] == torch.get_num_threads() and found["versions"]["torch"] == torch.__version__
     assert [(row["batch_size"], row["budget"]) for row in found["cases"]] == [
         (size, budget) for size in (2, 3) for budget in ([2, 2, 2, 2], [4, 3, 2], [3, 3, 1, 1])
@@ -197,7 +181,7 @@ def test_what_cannot_be_timed_is_one_line(
     output = tmp_path / "none"
     monkeypatch.setattr(sys, "argv", ["disa-bench", *MIXTURE, *options, "--output", str(output)])
     with pytest.raises(SystemExit):
-        command()
+        start.bench()
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert not output.exists()
     assert re.search(message, last), last

@@ -160,8 +160,9 @@ NAN, INF, EYE = float("nan"), float("inf"), np.eye(2)
         ({"mu": np.zeros(2), "sigma": np.diag([1, INF])}, "NaN or infinity"),
         ({"mu": np.zeros(2), "sigma": np.array([[1, 2], [3, 1]])}, "no covariance"),
         ({"mu": np.zeros(2), "sigma": -EYE}, "no covariance"),
-        ({"mu": np.array(["a", "b"]), "sigma": EYE}, "no .npz with mu and sigma"),
-        ({"mu": np.array([print], dtype=object), "sigma": np.zeros((1, 1))}, "allow_pickle=False"),
+        ({"mu": np.array(["a", "b"]), "sigma": EYE}, "mu is <U1 .* no plain numbers"),
+        ({"mu": np.zeros(2), "sigma": EYE * 1j}, "sigma is complex128 .* no plain numbers"),
+        ({"mu": np.array([print], dtype=object), "sigma": np.zeros((1, 1))}, "mu is object .* no plain numbers"),
     ],
 )
 def test_statistics_that_cannot_be_used_are_named_in_one_line(

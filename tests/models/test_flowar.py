@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from disa_framework.testing.models import Drawn
+from disa_framework.testing.models import StageLog
 from tests.models.tiny import begin, draw
 from tests.models.tiny_flow import tiny_flowar
 
@@ -15,7 +15,7 @@ LABELS = torch.tensor([2, 0, 1])
 @pytest.mark.parametrize("cross", [False, True], ids=["self-attention", "cross-attention"])
 def test_stages_over_a_cache_equal_one_pass_over_all_scales(cross: bool) -> None:
     model = tiny_flowar(cross_attention=cross)
-    seen = Drawn()
+    seen = StageLog()
     draw(model, LABELS, observers=[seen])
     z = [proposal.z for proposal in seen.proposals if proposal.z is not None]
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from disa_framework.models import XAR
 from disa_framework.models.xar import TrainingDraws, XARState
 from disa_framework.schedules import Linear
 from disa_framework.solvers import Nodes
-from disa_framework.testing.models import Drawn
+from disa_framework.testing.models import StageLog
 from tests.models.tiny import begin, draw
 from tests.models.tiny_flow import tiny_xar
 
@@ -59,7 +59,7 @@ def test_the_unconditional_branch_of_the_first_cell_runs_for_its_cache_alone() -
 
 
 def test_cells_are_drawn_in_raster_order() -> None:
-    seen = Drawn()
+    seen = StageLog()
     latents = draw(tiny_xar(), LABELS, observers=[seen])
     for k, tokens in enumerate(seen.tokens):
         top, left = 2 * (k // 2), 2 * (k % 2)

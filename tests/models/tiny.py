@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from disa_framework.models import MAR, ARDiffusionModel
 from disa_framework.sampling.condition import Condition, size
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDPM, Euler, VPCosine
-from disa_framework.testing.models import draw as draw_with
+from disa_framework.testing.models import draw_with
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -83,3 +85,11 @@ def share_left(model: ARDiffusionModel, latents: Tensor, condition: Condition) -
         loss(seed).backward()
         optimizer.step()
     return held_out() / before
+
+
+def tiny_digits(folder: Path) -> list[str]:
+    """Options of a command for a tiny MAR of digits, whose weights are written into the folder."""
+    options, weights = {**TINY, "latent_size": 8, "num_classes": 10}, folder / "tiny.safetensors"
+    safetensors.torch.save_file(tiny_mar(latent_size=8, num_classes=10).state_dict(), weights)
+    model = [part for name, value in options.items() for part in (f"--model.{name}", str(value))]
+    return [*model, "--ckpt_path", str(weights)]

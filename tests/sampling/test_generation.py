@@ -29,17 +29,13 @@ def draw(model: ARDiffusionModel | None = None, **options: Any) -> Tensor:
 def test_a_few_lines_draw_samples() -> None:
     sampling = SamplingConfig(Linear(50, 5), DDPM(Spaced(clip=950)), num_stages=16)
     latents = generate(MixtureAR(), sampling=sampling, batch_size=64, seed=0)
-    assert latents.shape == (64, 1, 1, 16)
-    assert latents.isfinite().all()
+    assert latents.shape == (64, 1, 1, 16) and latents.isfinite().all()
 
 
-def test_a_masked_model_draws_without_a_condition() -> None:
+def test_a_condition_and_fewer_stages_than_the_most_make_a_difference() -> None:
     model = tiny_mar()
     assert draw(model).shape == (2, 1, 4, 4)
     assert not torch.equal(draw(model), draw(model, condition=torch.tensor([0, 1])))
-
-
-def test_as_many_stages_as_the_model_can_take_are_the_default() -> None:
     assert torch.equal(draw(), draw(num_stages=6))
     assert not torch.equal(draw(), draw(num_stages=5))
 
@@ -127,10 +123,7 @@ def test_observers_are_told_everything_in_order() -> None:
         ("proposed", 2, (2, 1), 1), ("accepted", StageRecord(2, steps=1, evaluations=1, tokens=2)),
     ]  # fmt: skip
     assert torch.equal(torch.cat(logs[0].tokens, dim=1).flatten(1), latents.flatten(1))
-
-
-def test_observers_change_nothing() -> None:
-    assert torch.equal(draw(observers=[Log(), Observer()]), draw())
+    assert torch.equal(latents, draw(num_stages=3, schedule=PerStage((25, 4, 1))))  # who watches changes nothing
 
 
 # --- adaptive schedules -----------------------------------------------------------------------------------
@@ -188,18 +181,9 @@ def test_mistakes_are_named(message: str) -> None:
         draw(**MISTAKES[message])
 
 
-def test_labels_may_come_with_their_number() -> None:
-    assert torch.equal(draw(condition=LABELS, batch_size=2), draw(condition=LABELS))
-
-
-def test_nothing_of_a_run_needs_a_gradient() -> None:
-    latents = draw(tiny_mar(), condition=LABELS, guidance=Guidance(2.0))
-    assert not latents.requires_grad
-
-
 def test_dropout_takes_no_part_and_training_goes_on_after() -> None:
     model = tiny_mar(proj_dropout=0.5, attn_dropout=0.5)
-    latents = draw(model)
-    assert not model.training
-    assert torch.equal(draw(model.train()), latents)
+    latents = draw(model, condition=LABELS, guidance=Guidance(2.0))
+    assert not model.training and not latents.requires_grad
+    assert torch.equal(draw(model.train(), condition=LABELS, batch_size=2, guidance=Guidance(2.0)), latents)
     assert model.training

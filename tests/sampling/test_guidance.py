@@ -15,61 +15,39 @@ from disa_framework.solvers import DDPM, Nodes, Process, RectifiedFlow, Spaced, 
 from disa_framework.solvers.table import Step
 
 
-def test_guidance_is_off_unless_asked_for() -> None:
+@pytest.mark.parametrize(("scale", "active"), [(1.0, False), (0.0, True), (0.5, True), (3.0, True), (-1.0, True)])
+def test_a_scale_other_than_1_is_active(scale: float, active: bool) -> None:
+    assert Guidance(scale).active == Guidance(scale, "constant").active == Guidance(scale).acts(0.5) == active
     assert not Guidance().active
-    assert not Guidance(1.0, "constant").active
-    assert not Guidance(1.0).acts(0.5)
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, -1.0])
-def test_a_scale_other_than_1_is_active(scale: float) -> None:
-    assert Guidance(scale).active and Guidance(scale).acts(0.5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
-def test_a_linear_scale_grows_from_1_as_the_image_does(scale: float) -> None:
-    guidance = Guidance(scale)
-    assert [guidance.at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, (1 + scale) / 2, scale])
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
-def test_a_constant_scale_stays(scale: float) -> None:
-    guidance = Guidance(scale, "constant")
-    assert [guidance.at(p) for p in (0.0, 0.5, 1.0)] == [scale] * 3
+def test_a_linear_scale_grows_from_1_as_the_image_does_and_a_constant_one_stays(scale: float) -> None:
+    assert [Guidance(scale).at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, (1 + scale) / 2, scale])
+    assert [Guidance(scale, "constant").at(p) for p in (0.0, 0.5, 1.0)] == [scale] * 3
 
 
 def test_it_acts_within_its_interval_both_ends_included() -> None:
-    guidance = Guidance(2.0, interval=(0.2, 0.7))
-    assert [guidance.acts(t) for t in (0.0, 0.199, 0.2, 0.5, 0.7, 0.701, 1.0)] == [
-        False, False, True, True, True, False, False,
-    ]  # fmt: skip
+    guidance = Guidance(2.0, interval=[0.2, 0.7])  # type: ignore[arg-type]
+    assert guidance == Guidance(2.0, interval=(0.2, 0.7)) and hash(guidance)
+    inside = {t: guidance.acts(t) for t in (0.0, 0.199, 0.2, 0.5, 0.7, 0.701, 1.0)}
+    assert [t for t, acts in inside.items() if acts] == [0.2, 0.5, 0.7]
+    single = Guidance(2.0, interval=(1.0, 1.0))
+    assert single.acts(1.0) and not single.acts(0.999)
 
 
-def test_an_interval_may_be_a_single_time() -> None:
-    guidance = Guidance(2.0, interval=(1.0, 1.0))
-    assert guidance.acts(1.0) and not guidance.acts(0.999)
-
-
-@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan)], ids=str)
-def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
-        Guidance(2.0, interval=interval)
-
-
-def test_an_interval_may_be_a_list_and_is_a_value_all_the_same() -> None:
-    guidance = Guidance(2.0, interval=[0.1, 0.5])  # type: ignore[arg-type]
-    assert guidance == Guidance(2.0, interval=(0.1, 0.5)) and hash(guidance)
-
-
-def test_an_unknown_schedule_is_refused_and_the_known_are_named() -> None:
-    with pytest.raises(ValueError, match="'linear' or 'constant', got 'cosine'"):
-        Guidance(2.0, "cosine")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
-def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        Guidance(scale)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"interval": interval}, "0 <= low <= high <= 1")
+          for interval in ((0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan))),
+        ({"schedule": "cosine"}, "'linear' or 'constant', got 'cosine'"),
+        *(({"scale": scale}, "guidance scale must") for scale in (math.nan, math.inf, -math.inf)),
+    ],
+)  # fmt: skip
+def test_what_is_no_guidance_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Guidance(**{"scale": 2.0, **options})
 
 
 def test_the_combination_goes_from_unconditional_through_conditional_and_beyond() -> None:

@@ -46,11 +46,8 @@ def test_normals_are_normal() -> None:
     moments = [(x**power).mean().item() for power in (1, 2, 3, 4)]
     assert moments == pytest.approx([0, 1, 0, 3], abs=0.05)  # five standard errors of the fourth
     assert scipy.stats.kstest(x.numpy(), "norm").pvalue > 1e-3
-
-
-def test_no_word_gives_an_infinite_normal() -> None:
     low, high = _unit(torch.tensor([0, 2**32 - 1])).tolist()
-    assert 0 < low < high < 1
+    assert 0 < low < high < 1  # so that no word gives an infinite one
 
 
 def test_neighbouring_normals_are_independent() -> None:
@@ -98,24 +95,16 @@ def test_the_order_of_calls_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (5, 16)])
-def test_more_draws_do_not_change_earlier_ones(shape: tuple[int, ...]) -> None:
-    source = noise(indices=[0, 9])
-    assert torch.equal(source.normal(1, shape, 2), source.normal(1, shape, 50)[:2])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_shape_and_dtype_are_those_asked_for(dtype: torch.dtype) -> None:
-    source = noise(indices=[0, 9])
-    normals = source.normal(0, (3, 5), 2, dtype)
-    assert normals.shape == (2, 2, 3, 5) and normals.dtype == dtype
-    assert torch.equal(normals, source.normal(0, (3, 5), 2, torch.float64).to(dtype))
-
-
-def test_global_generators_are_left_alone() -> None:
-    before = torch.get_rng_state()
-    noise().normal(0, (3,), 2)
-    noise().permutation(5)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_numbers_depend_neither_on_how_many_there_are_nor_on_their_precision(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    source, before = noise(indices=[0, 9]), torch.get_rng_state()
+    normals = source.normal(1, shape, 2, dtype)
+    assert normals.shape == (2, 2, *shape) and normals.dtype == dtype
+    assert torch.equal(normals, source.normal(1, shape, 50, torch.float64)[:2].to(dtype))
+    source.permutation(5)
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
 
 
 # --- permutations -----------------------------------------------------------------------------------------
@@ -145,17 +134,6 @@ def test_permutations_are_not_made_of_the_numbers_of_a_stage() -> None:
 # --- inputs -----------------------------------------------------------------------------------------------
 
 
-def test_seeds_are_told_apart() -> None:
-    numbers = {tuple(noise(seed).normal(0, (4,), 1).flatten().tolist()) for seed in SEEDS}
-    assert len(numbers) == len(SEEDS)
-
-
-@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**30])
-def test_a_seed_beyond_64_bits_is_refused(seed: int) -> None:
-    with pytest.raises(ValueError, match=r"64 bits.*got"):
-        noise(seed)
-
-
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 def test_indices_may_be_integers_of_any_width(dtype: torch.dtype) -> None:
     indices = torch.tensor([0, 7, 100])
@@ -164,18 +142,15 @@ def test_indices_may_be_integers_of_any_width(dtype: torch.dtype) -> None:
     assert torch.equal(narrow.permutation(9), wide.permutation(9))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_indices_that_are_no_integers_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=f"whole numbers, got {dtype}"):
-        PhiloxNoise(3, torch.ones(2, dtype=dtype))
-
-
-@pytest.mark.parametrize("index", [-1, 2**32])
-def test_an_index_beyond_32_bits_is_refused(index: int) -> None:
-    with pytest.raises(ValueError, match=rf"indices must lie in 0 … 2\*\*32 - 1, got {index}"):
-        noise(indices=[0, index])
-
-
-def test_indices_have_one_axis() -> None:
-    with pytest.raises(ValueError, match=r"indices must be \[B\], got shape \(2, 1\)"):
-        PhiloxNoise(0, torch.zeros(2, 1, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("seed", "indices", "message"),
+    [
+        *((seed, torch.tensor([0]), r"64 bits.*got") for seed in (2**64, -(2**63) - 1, 10**30)),
+        *((3, torch.ones(2, dtype=dtype), f"whole numbers, got {dtype}") for dtype in (torch.float32, torch.bool)),
+        *((3, torch.tensor([0, index]), rf"indices must lie in 0 … 2\*\*32 - 1, got {index}") for index in (-1, 2**32)),
+        (3, torch.zeros(2, 1, dtype=torch.int64), r"indices must be \[B\], got shape \(2, 1\)"),
+    ],
+)
+def test_other_seeds_and_indices_are_refused(seed: int, indices: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PhiloxNoise(seed, indices)

@@ -95,7 +95,6 @@ def test_signals_are_taken_only_for_who_reads_them() -> None:
     ("options", "message"),
     [
         ({"threshold": 0.0}, "threshold > 0"),
-        ({"threshold": 1.0, "exponent": 0.0}, "exponent > 0"),
         ({"threshold": 1.0, "signal": "entropy"}, "one of error, variance, straightness, got 'entropy'"),
         ({"threshold": 1.0, "low": 5, "high": 4}, "low <= high"),
     ],

@@ -207,21 +207,21 @@ def test_profiles_and_costs_are_those_of_the_cache_and_the_batch(tmp_path: Path)
         (Limit("evaluations"), {}, "give a limit"),
         (Limit.evaluations(3), {}, "a limit of 3 evaluations per sample: the fastest takes 4"),
         (Limit.seconds(1e-9), {}, "a limit of 1e-09 seconds per sample: the fastest takes 0.0"),
-        (Limit.evaluations(9), {"rungs": (5, 5)}, r"must be above 0 and rise, got \[5, 5\]"),
-        (Limit.evaluations(9), {"storage": "nosuch://x"}, "cannot open the storage nosuch://x"),
+        (Limit.evaluations(9), {"rungs": (5, 5)}, r"from 1 on that rise, got \[5, 5\]"),
+        (Limit.evaluations(9), {"storage": "nosuch://x"}, "the storage nosuch://x"),
         (Limit.evaluations(9), {"space": Space(num_stages=(4, 40))}, "must lie in 1 … 4 for this model, got 40"),
         (Limit("evaluations"), {"method": "pareto", "space": Space(num_stages=(0,))}, "num_stages must .* got 0"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(limit: Limit, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         searched(limit, **options)
 
 
 def test_plans_and_requests_are_checked() -> None:
     with pytest.raises(ValueError, match=r"method must be one of study, .*, got 'guess'"):
         Plan(method="guess")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"trials must be a whole number from 1 .* got 0"):
         Plan(trials=0)
     with pytest.raises(ValueError, match="measures samples: give a metric"):
         find(mixture_module(), Limit.evaluations(24), LABELS)

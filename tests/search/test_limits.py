@@ -22,6 +22,7 @@ from disa_framework.search.limits import (
     shortened,
 )
 from disa_framework.solvers import DDPM
+from tests.models.tiny import tiny_mar
 from tests.search.small import STAGES, mixture_module, per_stage
 
 LIMIT = 1.0  # seconds, in which a hundred steps were to fit
@@ -79,13 +80,11 @@ def test_costs_are_measured_once_for_all_that_shares_them() -> None:
             costs(replace(costs.base, schedule=schedule, guidance=guidance))
     assert costs(replace(costs.base, schedule=Constant(3), solver=DDPM(temperature=0.5), num_stages=2)) == 6
     assert measured == [(4, False), (4, True), (2, False)]
-
-
-def test_a_cache_has_costs_of_its_own() -> None:
-    from tests.models.tiny import tiny_mar
-
-    costs = Costs(ARDiffusionModule(tiny_mar()), analytic_cost)
-    assert len({id(costs.model(replace(costs.base, cache=cache))) for cache in (None, Lazy(2), Lazy(4))}) == 3
+    measured.clear()
+    cached = Costs(ARDiffusionModule(tiny_mar()), measure)
+    for cache in (None, Lazy(2), Lazy(4), Lazy(2)):
+        cached(replace(cached.base, cache=cache))
+    assert len(measured) == 3
 
 
 def test_ramps_are_fitted_to_the_limit() -> None:
@@ -98,15 +97,11 @@ def test_ramps_are_fitted_to_the_limit() -> None:
     larger = (Constant(8), Linear(13, 3), Cosine(13, 3), TwoStage(13, 3))
     for sampling, next_one in zip(ramps.values(), larger, strict=True):
         assert costs(sampling) <= 30 < costs(replace(sampling, schedule=next_one))
-    assert fitted_ramps(costs, 3) == {}
-
-
-def test_constants_are_fitted_to_other_numbers_of_stages() -> None:
-    constants = fitted_ramps(analytic(), 24, (), [2, 3, 4])
+    assert fitted_ramps(costs, 3) == fitted_ramps(costs, 1, (), [2]) == {}
+    constants = fitted_ramps(costs, 24, (), [2, 3, 4])
     assert {name: start.budget for name, start in constants.items()} == {
         "Constant": (6,) * 4, "Constant (2 stages)": (12, 12), "Constant (3 stages)": (8, 8, 8),
     }  # fmt: skip
-    assert fitted_ramps(analytic(), 1, (), [2]) == {}
 
 
 class Machine:
@@ -121,12 +116,12 @@ class Machine:
     def latencies(self, samplings: Sequence[SamplingConfig]) -> list[float]:
         return [0.01 * self.slowness * sum(sampling.budget) for sampling in samplings]
 
-    def find(self, limit: float) -> SamplingConfig:
+    def within(self, limit: float) -> SamplingConfig:
         self.asked.append(limit)
         return replace(self.costs.base, schedule=PerStage((int(100 * limit + 1e-9) - 6, 3, 2, 1)))
 
-    def meet(self, find: Any = None, limit: float = LIMIT, speedup: float | None = None) -> Timed:
-        return meeting_the_limit(find or self.find, self.costs, limit, self.latencies, [self.costs.base], speedup)
+    def meet(self, within: Any = None, limit: float = LIMIT, speedup: float | None = None) -> Timed:
+        return meeting_the_limit(within or self.within, self.costs, limit, self.latencies, [self.costs.base], speedup)
 
 
 def test_what_takes_as_long_as_predicted_needs_little_room() -> None:
@@ -154,8 +149,8 @@ def test_a_speedup_is_over_the_baseline_of_the_same_moment() -> None:
 
 def test_a_config_that_leaves_some_of_the_limit_is_shortened_at_once() -> None:
     machine = Machine(slowness=1.5)
-    given = machine.find(0.8)
-    timed = machine.meet(lambda most: given if machine.costs(given) <= most else machine.find(most))
+    given = machine.within(0.8)
+    timed = machine.meet(lambda most: given if machine.costs(given) <= most else machine.within(most))
     assert len(machine.asked) == 2 and 0.9 * LIMIT < timed.latencies[0] <= 0.98 * LIMIT
 
 
@@ -168,22 +163,18 @@ def test_a_slow_spell_while_it_is_timed_costs_no_steps(monkeypatch: pytest.Monke
     assert 0.9 * LIMIT <= timed.latencies[0] <= 0.98 * LIMIT
 
 
-def test_what_never_meets_the_limit_says_so() -> None:
-    machine = Machine(slowness=9.0)
-    timed = machine.meet(lambda most: machine.find(max(most, 0.5)))
-    assert len(machine.asked) == 3 and sum(timed.sampling.budget) == 50 and not timed.within
-    assert "takes 4500 ms a sample, above," in str(timed)
+@pytest.mark.parametrize(("slowness", "least"), [(9.0, 0.0), (3.0, 0.3)])
+def test_what_never_meets_the_limit_is_what_was_tried_last_and_says_so(slowness: float, least: float) -> None:
+    machine = Machine(slowness)
 
-
-def test_what_cannot_be_shortened_further_is_what_was_tried_last() -> None:
-    machine = Machine(slowness=3.0)
-
-    def find(most: float) -> SamplingConfig:
-        if most < 0.3:
+    def within(most: float) -> SamplingConfig:
+        if most < least:
             raise ValueError("no budget costs so little")
-        return machine.find(max(most, 0.5))
+        return machine.within(max(most, 0.5))
 
-    timed = machine.meet(find)
+    timed = machine.meet(within)
     assert sum(timed.sampling.budget) == 50 and not timed.within
-    with pytest.raises(ValueError, match="so little"):
-        machine.meet(find, limit=0.2)
+    assert f"takes {500 * slowness:g} ms a sample, above," in str(timed)
+    if least:
+        with pytest.raises(ValueError, match="so little"):
+            machine.meet(within, limit=0.2)

@@ -27,7 +27,7 @@ from tests.models.tiny import tiny_mar
 from tests.search.small import CPU, LABELS, STAGES, Faulty, mixture_meter, mixture_module, mixture_objective, per_stage
 
 
-class Drawn(Observer):
+class Counted(Observer):
     """Samples that were begun by anyone."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +43,8 @@ class Drawn(Observer):
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    return Drawn(monkeypatch)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
 
 
 def try_out(objective: Objective, *params: dict[str, Any], study: Study | None = None) -> Study:
@@ -68,9 +68,12 @@ def test_configs_have_one_key_if_they_draw_the_same() -> None:
     assert len({key_of(sampling) for sampling in (base, *others)}) == 6
 
 
-def test_a_trial_over_the_limit_is_decided_without_drawing(drawn: Drawn) -> None:
-    objective = mixture_objective(limit=20, also={"fill": False})
-    within, over = try_out(objective, steps(8, 6, 4, 2), steps(8, 6, 4, 3)).trials
+def test_a_trial_over_the_limit_is_decided_without_drawing(drawn: Counted) -> None:
+    objective, study = mixture_objective(limit=20), optuna.create_study()
+    for start in (per_stage(objective.base, 8, 6, 4, 2), per_stage(objective.base, 8, 6, 4, 3)):
+        study.enqueue_trial({}, {"sampling": start.dump()})
+    study.optimize(objective, n_trials=2)
+    within, over = study.trials
     assert drawn.samples == 96
     assert (within.state, over.state) == (TrialState.COMPLETE, TrialState.PRUNED)
     assert within.constraints == {"cost": 0} and over.constraints["cost"] == pytest.approx(1 / 20)
@@ -78,7 +81,7 @@ def test_a_trial_over_the_limit_is_decided_without_drawing(drawn: Drawn) -> None
     assert over.intermediate_values == {}
 
 
-def test_rungs_go_on_where_the_last_one_ended(drawn: Drawn) -> None:
+def test_rungs_go_on_where_the_last_one_ended(drawn: Counted) -> None:
     trial = try_out(mixture_objective(rungs=(20, 50, 96)), steps(9, 5, 4, 2)).trials[0]  # only the last ends a batch
     assert list(trial.intermediate_values) == [20, 50, 96]
     assert drawn.samples == 20 + (50 - 16) + (96 - 48)
@@ -86,20 +89,20 @@ def test_rungs_go_on_where_the_last_one_ended(drawn: Drawn) -> None:
     assert trial.value == trial.intermediate_values[96] == pytest.approx(whole, rel=1e-6)
 
 
-def test_a_poor_trial_is_stopped_early(drawn: Drawn) -> None:
+def test_a_poor_trial_is_stopped_early(drawn: Counted) -> None:
     good, poor = try_out(mixture_objective(), steps(12, 6, 4, 2), steps(1, 1, 2, 20)).trials
     assert (good.state, poor.state) == (TrialState.COMPLETE, TrialState.PRUNED)
     assert drawn.samples == 96 + 32 and poor.constraints["cost"] <= 0
 
 
-def test_a_config_is_drawn_once(drawn: Drawn) -> None:
+def test_a_config_is_drawn_once(drawn: Counted) -> None:
     first, second = try_out(mixture_objective(), steps(12, 6, 4, 2), steps(12, 6, 4, 2)).trials
     assert drawn.samples == 96
     assert first.value == second.value and first.intermediate_values == second.intermediate_values
 
 
 def test_an_error_fails_its_trial_alone_and_is_recorded() -> None:
-    objective = mixture_objective(limit=48, also={"solvers": (DDPM(), Faulty())})
+    objective = mixture_objective(limit=48, also={"solver": (DDPM(), Faulty())})
     faulty = {**steps(9, 9, 9, 9), "solver": repr(Faulty())}
     trials = try_out(objective, faulty, {**faulty, "solver": repr(DDPM())}).trials
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]

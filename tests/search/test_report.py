@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ STARTS = {
 
 @pytest.fixture(scope="module")
 def objective() -> Objective:
-    return mixture_objective(limit=24, also={"solvers": (DDPM(), Faulty(most=9))})
+    return mixture_objective(limit=24, also={"solver": (DDPM(), Faulty(most=9))})
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,16 @@ def test_the_page_shows_everything_in_one_file(study: Study, objective: Objectiv
     assert page.count("<tr>") == 1 + len(rows)
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
     assert len(pictures) == 4 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
+
+
+@pytest.mark.parametrize("name", [r"$\frac$.yaml", "$$", r"a$^_{\$", "<b>&.yaml", "漢字 😀", "x" * 250])
+def test_a_start_may_have_any_name(name: str, tmp_path: Path) -> None:
+    objective = mixture_objective(limit=24)
+    study = search(objective, 1, starts={name: STARTS["Constant"]})
+    rows = compare(study, objective, {name: STARTS["Constant"]}, [], seeds=1)
+    write_page(tmp_path / "a.html", study, objective, rows, {name: (6,) * STAGES}, name)
+    page = (tmp_path / "a.html").read_text()
+    assert f"<td>{html.escape(name)}</td>" in page and f"<title>{html.escape(name)}</title>" in page
 
 
 def test_importance_tells_the_parameter_that_matters() -> None:

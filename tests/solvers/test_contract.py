@@ -25,57 +25,45 @@ from disa_framework.solvers import (
 )
 from disa_framework.testing import SolverContract
 
+VP, FLOW, LEARNED = VPCosine(), RectifiedFlow(), VPCosine(learns_variance=True)
 VARIANCE_PRESERVING = [
     DDPM(), DDPM(Spaced(), "small"), DDPM(variance="large"), DDIM(), DDIM(eta=1.0),
     *(kind(order) for kind in (DPMSolver, DPMSolverPP) for order in (1, 2, 3)),
     DPMSolver(2, Spaced(950)), DPMSolverPP(3, Spaced(950)),
 ]  # fmt: skip
-FLOW = [
+OF_FLOWS = [
     Euler(), Heun(), EulerMaruyama(), Euler(Uniform(0.1)), DDIM(Uniform()), DDIM(Uniform(), eta=1.0),
     *(DPMSolverPP(order, Uniform()) for order in (1, 2, 3)),
 ]  # fmt: skip
+CASES = [
+    *((solver, VP) for solver in VARIANCE_PRESERVING),
+    *((solver, LEARNED) for solver in (DDPM(), DDPM(Spaced(), "learned"), DDIM(), DPMSolverPP())),
+    *((solver, FLOW) for solver in OF_FLOWS),
+]
 
 
-class TestVariancePreserving(SolverContract):
-    @pytest.fixture(params=VARIANCE_PRESERVING, ids=str)
-    def solver(self, request: pytest.FixtureRequest) -> Solver:
+class TestSolver(SolverContract):
+    @pytest.fixture(params=CASES, ids=lambda case: str(case[0]))
+    def case(self, request: pytest.FixtureRequest) -> tuple[Solver, Process]:
         return request.param
 
     @pytest.fixture
-    def process(self) -> Process:
-        return VPCosine()
-
-
-class TestLearnedVariance(SolverContract):
-    @pytest.fixture(params=[DDPM(), DDPM(Spaced(), "learned"), DDIM(), DPMSolverPP()], ids=str)
-    def solver(self, request: pytest.FixtureRequest) -> Solver:
-        return request.param
+    def solver(self, case: tuple[Solver, Process]) -> Solver:
+        return case[0]
 
     @pytest.fixture
-    def process(self) -> Process:
-        return VPCosine(learns_variance=True)
+    def process(self, case: tuple[Solver, Process]) -> Process:
+        return case[1]
 
 
-class TestStrided(SolverContract):
+class TestStrided(TestSolver):
     steps = (*range(2, 13), 25, 50)  # one step has no stride
 
-    @pytest.fixture(params=[DDIM(Strided()), DPMSolverPP(grid=Strided(None))], ids=str)
-    def solver(self, request: pytest.FixtureRequest) -> Solver:
+    @pytest.fixture(
+        params=[(DDIM(Strided()), VP), (DPMSolverPP(grid=Strided(None)), VP)], ids=lambda case: str(case[0])
+    )
+    def case(self, request: pytest.FixtureRequest) -> tuple[Solver, Process]:
         return request.param
-
-    @pytest.fixture
-    def process(self) -> Process:
-        return VPCosine()
-
-
-class TestFlow(SolverContract):
-    @pytest.fixture(params=FLOW, ids=str)
-    def solver(self, request: pytest.FixtureRequest) -> Solver:
-        return request.param
-
-    @pytest.fixture
-    def process(self) -> Process:
-        return RectifiedFlow()
 
 
 NONSENSE: dict[str, Callable[[], object]] = {
@@ -87,7 +75,7 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "between 0 and 1, got last=1": lambda: Uniform(1.0),
     "clip=31 does not allow": lambda: UniformTime(31).nodes(VPCosine(), 5),
     "clip=1000 does not allow": lambda: UniformTime(1000).nodes(VPCosine(), 5),
-    "predicts no variance": lambda: DDPM(variance="learned").table(VPCosine(), 1),
+    "predicts no variance": lambda: DDPM(variance="learned").table(VP, 1),
     "row 0 reads an m from before": lambda: Table(VPCosine().nodes([9]), (Row(P=0, Q=1, A=1, B=1, C=1),)),
     "row 1 reads an m from before": lambda: Table(VPCosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
     "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(RectifiedFlow(), 5),

@@ -138,34 +138,23 @@ def test_a_stochastic_solver_converges_to_the_distribution(solver: Solver, proce
 
 # --- solvers that are each other's special cases ----------------------------------------------------------
 
+VP, FLOW = VPCosine(), RectifiedFlow()
+TWINS: list[tuple[Solver, Solver, Process]] = [
+    (DDIM(eta=1.0), DDPM(variance="small"), VP),
+    *((DDIM(grid), Euler(grid), FLOW) for grid in (Uniform(), Uniform(0.04))),
+    *((kind(1, Spaced(950)), DDIM(Spaced(950)), VP) for kind in (DPMSolver, DPMSolverPP)),
+]
 
-@pytest.mark.parametrize("steps", [1, 5, 20, 50])
-def test_ddim_with_eta_1_is_ddpm_with_the_small_variance(steps: int) -> None:
-    process = VPCosine()
-    ddim, ddpm = (solver.table(process, steps) for solver in (DDIM(eta=1.0), DDPM(variance="small")))
-    assert ddim.nodes == ddpm.nodes
-    for ours, theirs in zip(ddim.rows, ddpm.rows, strict=True):
-        for name in ("state", "head", "noise"):
-            assert combined(ours)[name] == pytest.approx(combined(theirs)[name], rel=1e-9, abs=1e-12)
+
+@pytest.mark.parametrize(("one", "other", "process"), TWINS, ids=str)
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_a_special_case_of_a_solver_is_another(one: Solver, other: Solver, process: Process, steps: int) -> None:
+    tables = one.table(process, steps), other.table(process, steps)
+    assert tables[0].nodes == tables[1].nodes
+    for a, b in zip(tables[0].rows, tables[1].rows, strict=True):
+        assert combined(a) == pytest.approx(combined(b), rel=1e-9, abs=1e-12)
 
 
 def combined(row: Row) -> dict[str, float]:
     """Factors of the state, the head's output and the noise, whatever the row keeps."""
     return {"state": row.A + row.B * row.P, "head": row.B * row.Q, "noise": row.S}
-
-
-@pytest.mark.parametrize("grid", [Uniform(), Uniform(0.04)], ids=str)
-@pytest.mark.parametrize("steps", [1, 7, 50])
-def test_ddim_on_a_linear_flow_is_euler(steps: int, grid: Grid) -> None:
-    ddim, euler = (solver.table(RectifiedFlow(), steps) for solver in (DDIM(grid), Euler(grid)))
-    assert ddim.nodes == euler.nodes
-    for ours, theirs in zip(ddim.rows, euler.rows, strict=True):
-        assert combined(ours) == pytest.approx(combined(theirs), rel=1e-12, abs=1e-15)
-
-
-@pytest.mark.parametrize("kind", [DPMSolver, DPMSolverPP])
-@pytest.mark.parametrize("steps", [1, 7, 50])
-def test_dpm_solver_of_order_1_is_ddim(steps: int, kind: type[DPMSolver | DPMSolverPP]) -> None:
-    dpm, ddim = (solver.table(VPCosine(), steps) for solver in (kind(1, Spaced(950)), DDIM(Spaced(950))))
-    for ours, theirs in zip(dpm.rows, ddim.rows, strict=True):
-        assert combined(ours) == pytest.approx(combined(theirs), rel=1e-9, abs=1e-12)

@@ -5,10 +5,9 @@ from importlib.resources import files
 import pytest
 import torch
 
-from disa_framework.metrics import to_uint8
-from disa_framework.toy.classifier import WEIGHTS, DigitsClassifier, DigitsFeatures, agreement
+from disa_framework.toy.classifier import WEIGHTS, DigitsClassifier, DigitsFeatures
 from disa_framework.toy.digits import DigitsData
-from disa_framework.toy.train_classifier import augment, held_out_accuracy, train
+from examples.digits_classifier import augment, held_out_accuracy, train
 
 
 def test_it_reads_held_out_digits_of_both_polarities() -> None:
@@ -39,27 +38,10 @@ def test_features_and_logits_are_those_of_the_classifier() -> None:
     assert torch.equal(network.logits(features), classifier.logits(images))
 
 
-def test_agreement_is_the_share_read_as_asked() -> None:
-    images, labels = DigitsData().train_dataset().tensors
-    images = to_uint8(images)
-    read = DigitsClassifier.pretrained().logits(images).argmax(dim=1)
-    asked = read.clone()
-    asked[:750] = (asked[:750] + 1) % 10
-    assert agreement(images, read) == 1
-    assert agreement(images, asked) == 0.75
-    assert agreement(images, labels) > 0.99
-
-
 @pytest.mark.parametrize("images", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)])
 def test_other_images_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"must be uint8 \[B, 1, 8, 8\]; convert"):
         DigitsFeatures()(images)
-
-
-@pytest.mark.parametrize(("count", "labels"), [(0, 0), (2, 3)])
-def test_agreement_refuses_labels_that_do_not_match(count: int, labels: int) -> None:
-    with pytest.raises(ValueError, match="one label"):
-        agreement(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.zeros(labels, dtype=torch.int64))
 
 
 def test_training_depends_on_the_seed_alone() -> None:

@@ -1,4 +1,7 @@
-"""Make the weights of `DigitsClassifier`: `python -m disa_framework.toy.train_classifier`."""
+"""Makes the weights of the digits' classifier, a file of the package.
+
+python -m examples.digits_classifier
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +15,8 @@ from tqdm import tqdm
 
 from disa_framework.files import write_atomically
 from disa_framework.metrics.images import to_uint8
-from disa_framework.toy.classifier import WEIGHTS, DigitsClassifier
+from disa_framework.toy import classifier
+from disa_framework.toy.classifier import DigitsClassifier
 from disa_framework.toy.digits import DigitsData
 
 EPOCHS = 400
@@ -109,7 +113,8 @@ def held_out_accuracy(model: DigitsClassifier) -> tuple[float, float]:
 def main(args: Sequence[str] | None = None) -> None:
     """Train, print the held-out accuracies, write the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name(WEIGHTS), help="weights file")
+    place = Path(classifier.__file__).with_name(classifier.WEIGHTS)
+    parser.add_argument("--output", type=Path, default=place, help="weights file")
     parser.add_argument("--seed", type=int, default=0, help="the weights are a function of it (default 0)")
     options = parser.parse_args(args)
     torch.set_num_threads(1)  # the order of sums, and with it the weights, would depend on the number

@@ -1,0 +1,95 @@
+"""Stage sizes: how many tokens a masked model draws at each stage.
+
+Letters: `N` tokens, `K` stages.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class StageSizes(ABC):
+    """Subclass as a frozen dataclass and implement `left`."""
+
+    @abstractmethod
+    def left(self, progress: float) -> float:
+        """The share of the tokens that is left after the share `progress` of the stages, falling from 1 to 0."""
+
+    def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
+        """How many tokens each of the `K` stages draws, one at least.
+
+        Raises:
+            ValueError: if there are no such sizes.
+        """
+        if not 1 <= num_stages <= num_tokens:
+            raise ValueError(f"{num_tokens} tokens are drawn in 1 … {num_tokens} stages, got {num_stages}")
+        before, found = num_tokens, []
+        for k in range(1, num_stages):
+            wanted = math.floor(num_tokens * self.left(k / num_stages))
+            after = max(num_stages - k, min(before - 1, wanted))
+            found.append(before - after)
+            before = after
+        return (*found, before)
+
+
+@dataclass(frozen=True)
+class CosineSizes(StageSizes):
+    """Few tokens first, and more at every stage, as published for MAR (arXiv 2406.11838)."""
+
+    def left(self, progress: float) -> float:
+        return math.cos(math.pi / 2 * progress)
+
+
+@dataclass(frozen=True)
+class LinearSizes(StageSizes):
+    """As many at every stage."""
+
+    def left(self, progress: float) -> float:
+        return 1 - progress
+
+
+@dataclass(frozen=True)
+class ExponentialSizes(StageSizes):
+    """`1 - exp(-rate (1 - progress))` is left: most tokens come last (eMIGM, arXiv 2503.07197).
+
+    Args:
+        rate: the larger, the later tokens come.
+    """
+
+    rate: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 100:
+            raise ValueError(f"rate must be above 0 and at most 100, got {self.rate}")
+
+    def left(self, progress: float) -> float:
+        return -math.expm1(-self.rate * (1 - progress)) / -math.expm1(-self.rate)
+
+
+@dataclass(frozen=True)
+class ListedSizes(StageSizes):
+    """Sizes that are given.
+
+    Args:
+        each: of the stages, one token at least.
+    """
+
+    each: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "each", tuple(self.each))
+        if not self.each or any(size < 1 for size in self.each):
+            raise ValueError(f"every stage draws one token at least, got {self.each}")
+
+    def left(self, progress: float) -> float:
+        return 1 - sum(self.each[: round(progress * len(self.each))]) / sum(self.each)
+
+    def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
+        if sum(self.each) != num_tokens or len(self.each) != num_stages:
+            raise ValueError(
+                f"these sizes are of {sum(self.each)} tokens in {len(self.each)} stages, "
+                f"the model draws {num_tokens} in {num_stages}"
+            )
+        return self.each

@@ -1,0 +1,215 @@
+"""Fits a solver to a head: tables of a few steps that end where many steps end, for every AR stage.
+
+At a stage, tokens are drawn with many steps of a reference solver, from noise that is kept. Times and coefficients of a
+table with few steps are then moved until it ends there, too, from the same noise: a problem of least squares in at most
+`5 T` numbers, which the Levenberg-Marquardt method solves with differences of whole runs. The head is never trained,
+and no images are drawn. Late stages, whose tokens are nearly certain, need a step or two.
+
+Letters: `B` samples, `K` stages, `n` tokens of a stage, `D` token channels, `T` rows of a table, `R` its free numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from disa_framework.models.base import ARDiffusionModel
+from disa_framework.progress import Progress, silent
+from disa_framework.sampling.condition import Condition, place, size
+from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import evaluating
+from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.schedules import Constant
+from disa_framework.schedules.base import step_count
+from disa_framework.solvers import DPMSolverPP, Fitted, LogSNR, Process, Solver, Staged, Table, Times
+from disa_framework.solvers.table import Denoiser
+
+_EARLIEST = 0.98  # of the times: nearer to noise, a head that predicts noise says next to nothing of tokens
+_SMALL = 1e-3  # change of a number, for differences
+_FAR = 0.7  # largest change of a number in an iteration
+_TRIES = 6  # of an iteration, ever shorter
+_ENOUGH = 1e-3  # the share of the error that an iteration has to take away
+
+_Found = dict[int, Tensor]
+"""Numbers `[T, 5]` of tables, by their `T`: `lambda` of the first row, then logarithms of what it grows by; `A … D`."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a solver is fitted.
+
+    Args:
+        steps: numbers of steps to fit tables for.
+        coefficients: whether coefficients are moved, too; if not, only the times of DPM-Solver++ (2M) are.
+        shared: whether all stages share their tables.
+        reference: draws what the tables should draw, without noise of its own.
+        reference_steps: of the reference.
+        iterations: at most, for each table.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    coefficients: bool = True
+    shared: bool = False
+    reference: Solver = DPMSolverPP(2, LogSNR(0.98, 0.002))
+    reference_steps: int = 100
+    iterations: int = 15
+
+    def __post_init__(self) -> None:
+        if not self.steps or sorted({step_count(steps) for steps in self.steps}) != [*self.steps]:
+            raise ValueError(f"numbers of steps must rise from 1 or more, got {[*self.steps]}")
+        step_count(self.reference_steps)
+        step_count(self.iterations)
+
+
+@torch.inference_mode()
+def fit_solver(
+    model: ARDiffusionModel,
+    condition: Condition | None = None,
+    sampling: SamplingConfig = SamplingConfig(),
+    fitting: Fitting = Fitting(),
+    *,
+    batch_size: int = 512,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Solver:
+    """Fits tables to a model.
+
+    Args:
+        model: whose head is evaluated; its dtype should be float32.
+        condition: of the samples, `B` of them.
+        sampling: all but schedule and solver: tables are for one guidance, one number of stages and so on.
+        fitting: what is fitted.
+        batch_size: `B`, where there is no condition.
+        seed: of the noise.
+        progress: is told after every stage.
+
+    Returns:
+        A `Staged` solver, or where stages share their tables one that is the same for all.
+
+    Raises:
+        ValueError: if the request does not fit the model.
+    """
+    reference = replace(sampling, solver=fitting.reference, schedule=Constant(fitting.reference_steps))
+    settled = model.settle(reference)
+    if condition is not None:
+        model.check_condition(condition)
+    source = PhiloxNoise(seed, torch.arange(batch_size if condition is None else size(condition)), model.device)
+    found, cases = list[_Found](), list[_Case]()
+    with evaluating(model):
+        state = model.begin(place(condition, model.device), settled, source)
+        for stage in range(settled.stages):
+            proposal = model.propose(state, stage)
+            noise = source.normal(stage, proposal.shape, 1, model.dtype)[:1]
+            case = _Case(proposal.denoise, noise, fitting.reference.table(model.process, fitting.reference_steps))
+            if fitting.shared:
+                cases.append(case)
+            else:
+                found.append(_Problem(model.process, [case], fitting).tables(found[-1] if found else {}))
+            state = model.accept(state, proposal, case.goal)
+            progress(stage + 1, settled.stages)
+        if fitting.shared:
+            return _solver(_Problem(model.process, cases, fitting).tables({}), model.process, fitting)
+    return Staged(tuple(_solver(tables, model.process, fitting) for tables in found))
+
+
+class _Case:
+    """A batch of tokens `[B, n, D]` to be drawn."""
+
+    def __init__(self, denoise: Denoiser, noise: Tensor, reference: Table) -> None:
+        self.denoise, self.noise = denoise, noise
+        self.goal = self.drawn(reference)
+
+    def drawn(self, table: Table) -> Tensor:
+        """What a table makes of the noise."""
+        return table.run(self.denoise, lambda draws, dtype: self.noise.to(dtype), self.noise.dtype)
+
+
+class _Problem:
+    """How near tables come to what many steps draw."""
+
+    def __init__(self, process: Process, cases: Sequence[_Case], fitting: Fitting) -> None:
+        self.process, self.cases, self.fitting = process, cases, fitting
+
+    def tables(self, before: _Found) -> _Found:
+        """The best that are found, from those of the stage before or a guess on; without what is no better than a table
+        of fewer steps."""
+        found, least = _Found(), math.inf
+        for steps in self.fitting.steps:
+            starts = [self._guess(steps), *(numbers for known, numbers in before.items() if known == steps)]
+            numbers, error = self._solved(min(starts, key=lambda numbers: _size(self._miss(numbers))))
+            if error < least:
+                found[steps], least = numbers, error
+        return found
+
+    def _solved(self, numbers: Tensor) -> tuple[Tensor, float]:
+        """The numbers of least error from these on, and the error."""
+        free, miss, damping = self._free(len(numbers)), self._miss(numbers), 1e-2
+        for _ in range(self.fitting.iterations):
+            slopes = [(self._miss(_moved(numbers, free[i], _SMALL)) - miss) / _SMALL for i in range(len(free))]
+            slope, least = torch.stack(slopes), _size(miss)
+            normal, gradient = slope @ slope.T, slope @ miss
+            for _ in range(_TRIES):
+                damped = normal + damping * torch.diag(normal.diag() + 1e-9)
+                step = -torch.linalg.solve(damped, gradient).clamp(-_FAR, _FAR)
+                tried = _moved(numbers, free, step)
+                if _size(after := self._miss(tried)) < least:
+                    break
+                damping *= 4
+            else:
+                break
+            numbers, miss, damping = tried, after, damping / 4
+            if _size(miss) > (1 - _ENOUGH) * least:
+                break
+        return numbers, _size(miss)
+
+    def _miss(self, numbers: Tensor) -> Tensor:
+        """What tokens differ by, `[cases B n D]`."""
+        table = _solver({len(numbers): numbers}, self.process, self.fitting).build(self.process, len(numbers))
+        return torch.cat([(case.drawn(table) - case.goal).flatten() for case in self.cases]).double().cpu()
+
+    def _guess(self, steps: int) -> Tensor:
+        """DPM-Solver++ (2M) on even steps in the log-SNR, which end the sooner the fewer they are."""
+        first, last = (self.process.log_snr(self.process.at_unit_time(t)) for t in (0.97, 0.25 / steps))
+        grows = [math.log((last - first) / max(steps - 1, 1))] * (steps - 1)
+        places = torch.tensor([first, *grows], dtype=torch.float64)
+        rows = DPMSolverPP(2, Times((_times(places, self.process),))).build(self.process, steps).rows
+        return torch.cat((places[:, None], torch.tensor([(row.A, row.B, row.C, row.D) for row in rows])), dim=1)
+
+    def _free(self, steps: int) -> Tensor:
+        """Places of the numbers that are moved, in a flat table: the first rows have no past."""
+        free = torch.ones(steps, 5, dtype=torch.bool)
+        free[:, 1:] = self.fitting.coefficients
+        free[:1, 3:], free[:2, 4:] = False, False
+        return free.flatten().nonzero().squeeze(1)
+
+
+def _size(miss: Tensor) -> float:
+    """Mean square; infinite where something is not finite."""
+    value = miss.square().mean().item()
+    return value if math.isfinite(value) else math.inf
+
+
+def _moved(numbers: Tensor, places: Tensor, by: Tensor | float) -> Tensor:
+    flat = numbers.flatten().clone()
+    flat[places] += by
+    return flat.view_as(numbers)
+
+
+def _times(places: Tensor, process: Process) -> tuple[float, ...]:
+    """From 0 to 1, of `lambda` as `_Found` has it."""
+    levels = torch.cat((places[:1], places[1:].exp())).cumsum(dim=0).tolist()
+    return tuple(min(process.unit_time(process.time_at(level)), _EARLIEST) for level in levels)
+
+
+def _solver(tables: _Found, process: Process, fitting: Fitting) -> Solver:
+    """The solver with these tables."""
+    times = [_times(numbers[:, 0], process) for numbers in tables.values()]
+    if not fitting.coefficients:
+        return DPMSolverPP(2, Times(tuple(times)))
+    coefficients = [numbers[:, 1:].tolist() for numbers in tables.values()]
+    rows = (zip(*table, strict=True) for table in zip(times, coefficients, strict=True))
+    return Fitted(tuple(tuple((time, *factors) for time, factors in table) for table in rows))
