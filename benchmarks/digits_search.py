@@ -40,6 +40,8 @@ from examples.digits import spread, train
 
 MENU = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
 LIMITS = (28, 34, 40, 48, 56, 68, 80, 96, 128)
+FEW = (16, 20, 24, 32, 48)  # limits of fitted tables
+TEMPERATURES = (1.0, 0.9)
 STAGES = (6, 7, 8, 10, 12, 16)
 STUDIES = {  # spaces, and the limits that they are searched at
     "studied": (Space(Stages(16, 1, 20)), (40, 56)),
@@ -52,6 +54,7 @@ RAMPS: dict[str, StepSchedule] = {
     **{f"constant {steps}": Constant(steps) for steps in (2, 3, 4, 5, 6, 8, 10, 25)},
     **{f"{kind.__name__} {a}→{b}".lower(): kind(a, b) for kind in (Linear, Cosine, TwoStage) for a, b in PAIRS},
 }
+COOLED = ("constant 3", "constant 5", "linear 10→2", "linear 50→5")
 SHORT = (
     "constant 4", "constant 5", "constant 6", "linear 5→3", "linear 6→2", "linear 8→3", "twostage 5→1", "twostage 5→3",
 )  # fmt: skip
@@ -74,6 +77,8 @@ def examine(module: ARDiffusionModule, options: argparse.Namespace) -> dict[str,
     base, results = module.sampling, {}
     samplings = {BASELINE: base}
     samplings |= {f"ramp: {name}": replace(base, schedule=ramp) for name, ramp in RAMPS.items()}
+    cooled = replace(base, solver=replace(base.solver, temperature=0.9))  # type: ignore[type-var]
+    samplings |= {f"ramp, temperature 0.9: {name}": replace(cooled, schedule=RAMPS[name]) for name in COOLED}
     samplings |= {
         f"ramp, fewer stages: {name}, {stages} stages": replace(base, schedule=RAMPS[name], num_stages=stages)
         for stages in STAGES[:-1]
@@ -100,6 +105,11 @@ def found(module: ARDiffusionModule, quality: FID, options: argparse.Namespace) 
             asked = replace(plan, study_name=f"{limit} {how}", **how)
             return find(module, Limit.evaluations(limit), torch.arange(10), quality, asked, folder).sampling
 
+        for limit in FEW:
+            fitted = finding(limit, method="fit")
+            for temperature in TEMPERATURES:
+                solver = replace(fitted.solver, temperature=temperature)  # type: ignore[type-var]
+                samplings[f"fitted, temperature {temperature}: {limit}"] = replace(fitted, solver=solver)
         for limit in LIMITS:
             samplings[f"calibrated: {limit}"] = finding(limit, method="calibrate")
             samplings[f"learned: {limit}"] = finding(limit, method="learn")

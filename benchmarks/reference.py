@@ -11,6 +11,7 @@ Letters: `B` batch, `N` tokens, `D` token channels, `C` latent channels, `n` tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,7 +33,6 @@ from benchmarks.plain_layers import (
     vit_block,
 )
 from disa_framework.models import MAR, XAR, FlowAR
-from disa_framework.models.mar import masked_counts
 from disa_framework.nn.adaln import allocate_caches
 from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.rotary import grid_positions, rotary
@@ -45,6 +45,17 @@ from disa_framework.solvers.table import Table as SolverTable
 
 Integrate = Callable[[SolverTable, Callable[[Tensor, float], Tensor], Tensor], Tensor]
 """`(table, evaluate, normals) -> tokens`, the way from noise to tokens of one stage."""
+
+
+def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
+    """How many tokens stay masked after each stage: a cosine, falling by at least one, 0 at the end."""
+    counts: list[int] = []
+    current = num_tokens
+    for k in range(num_stages - 1):
+        cosine = math.floor(num_tokens * math.cos(math.pi / 2 * (k + 1) / num_stages))
+        current = max(1, min(current - 1, cosine))
+        counts.append(current)
+    return (*counts, 0)
 
 
 def integrate(table: SolverTable, evaluate: Callable[[Tensor, float], Tensor], normals: Tensor) -> Tensor:

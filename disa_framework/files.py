@@ -40,13 +40,13 @@ def remove_leftovers(folder: Path, belongs: Callable[[Path], bool], pattern: str
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of a file that is to be written in the end, and sees that it can be.
+    """Sees that a file can be written in the end, whose folder may be made then.
 
     Raises:
         OSError: if it cannot.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the path of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} cannot be written to: choose another place for {path.name}")
+    place = next(place for place in path.absolute().parents if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PermissionError(f"{place} cannot be written to: choose another place for {path.name}")

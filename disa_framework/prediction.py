@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning import Callback, Trainer
 from torch import Tensor
 
 from disa_framework import values
@@ -17,7 +16,7 @@ from disa_framework.callbacks.folder_writer import FolderWriter
 from disa_framework.callbacks.sample_folder import Format, SampleFolder
 from disa_framework.callbacks.sample_writers import Images
 from disa_framework.data.reading import Reading
-from disa_framework.data.requests import RequestData
+from disa_framework.data.requests import RequestData, predictor
 from disa_framework.measure.throughput import Throughput
 from disa_framework.metrics.collecting import Evaluation, collect
 from disa_framework.metrics.evaluation import Comparison, describe, figures
@@ -25,8 +24,6 @@ from disa_framework.metrics.feature_set import FeatureSet
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.condition import Condition, cycled, size
 from disa_framework.tokenizers import Identity
-
-_QUIET = {"logger": False, "enable_checkpointing": False, "inference_mode": True}
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def draw(
     """
     data, timer = _requests(module, condition, count, batch_size, folder.finished), Throughput()
     _check(module, folder, form)
-    runner = _trainer(trainer, timer, FolderWriter(folder))  # files are written off the clock
+    runner = predictor(trainer or {}, timer, FolderWriter(folder))  # files are written off the clock
     if runner.is_global_zero:
         how = {"precision": str(runner.precision), "writer": values.dump(folder.writer)}
         folder.claim(module.identity(condition, batch_size, **how))
@@ -113,7 +110,7 @@ def measure(
     data, extractor, timer = _requests(module, condition, count, batch_size), comparison.extractor(), Throughput()
     network, reference = describe(extractor), comparison.reference_features(extractor, Reading(trainer=trainer or {}))
     features = FeatureSet(extractor, data.count, comparison.precision_recall)
-    runner = _trainer(trainer, timer, Evaluation(features))
+    runner = predictor(trainer or {}, timer, Evaluation(features))
     made = module.identity(condition, batch_size, precision=str(runner.precision))
     runner.predict(module, datamodule=data, return_predictions=False)
     found = collect(features)
@@ -154,10 +151,6 @@ def _check(module: ARDiffusionModule, folder: SampleFolder, form: Format | None)
         raise ValueError(f"--format {form} is for images: leave it out for {type(folder.writer).__name__}")
     if isinstance(module.tokenizer, Identity):
         folder.writer.check(module.model.latent_shape)
-
-
-def _trainer(options: Mapping[str, Any] | None, *callbacks: Callback) -> Trainer:
-    return Trainer(**{**(options or {}), **_QUIET, "callbacks": list(callbacks)})
 
 
 def _finish(

@@ -83,7 +83,7 @@ def claim(manifest: Path, asked: RunIdentity, occupied: bool, what: str) -> None
     if not manifest.exists():
         raise ValueError(f"{manifest.parent} holds {what} that nothing describes: choose another folder")
     try:
-        known = dict(json.loads(manifest.read_text())["identity"])
+        known = dict(json.loads(manifest.read_text(encoding="utf-8"))["identity"])
     except (KeyError, TypeError, ValueError) as error:  # of JSON and of UTF-8, too
         raise ValueError(f"{manifest} is damaged: delete {manifest.parent}, or choose another folder") from error
     if names := differing(known, asked):

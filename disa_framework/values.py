@@ -19,6 +19,9 @@ _PACKAGE = "disa_framework"
 
 MOST = 1_000_000
 """Of what has a size or is counted: more is a slip of the pen, and would take all memory."""
+LATER = {"later": True}
+"""Metadata of a field that came after files with its class: `dump` leaves it out where it has its default, so that what
+was written before is still the same."""
 _MOST = {"depth": 1000, "layers": 1000, "dropout": 1, "temperature": 10}
 """Of arguments by the last word of their names."""
 
@@ -55,7 +58,8 @@ def dump(value: Any) -> Any:
         TypeError: a part of it is neither a dataclass nor plain.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        content = {field.name: dump(getattr(value, field.name)) for field in fields(value) if field.init}
+        given = ((field, getattr(value, field.name)) for field in fields(value) if field.init)
+        content = {f.name: dump(part) for f, part in given if not ("later" in f.metadata and part == f.default)}
         return {"class_path": path_of(type(value)), "init_args": content} if _family(type(value)) else content
     if isinstance(value, Mapping):
         return {str(key): dump(item) for key, item in value.items()}

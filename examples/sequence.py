@@ -19,7 +19,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from disa_framework import Guidance, NoiseSource, SamplingConfig, guided
+from disa_framework import NoiseSource, SamplingConfig, guided
 from disa_framework.data.conditions import ConditionReader
 from disa_framework.models import ARDiffusionModel, Proposal
 from disa_framework.nn.time import TimestepEmbedding
@@ -36,7 +36,7 @@ class SequenceState:
     phones: Tensor
     length: Tensor
     tokens: Tensor
-    guidance: Guidance
+    sampling: SamplingConfig
 
 
 class VelocityHead(nn.Module):
@@ -96,12 +96,13 @@ class SequenceAR(ARDiffusionModel[SequenceState]):
         B, (L, D) = noise.batch_size, self.latent_shape
         null = torch.full((B, L), self.num_phones, device=self.device)
         asked = {"phones": null, "length": torch.full_like(null[:, 0], L)} if condition is None else condition
-        phones = torch.cat((asked["phones"], null)) if sampling.guidance.active else asked["phones"]
-        return SequenceState(phones, asked["length"], self.positions.new_zeros(B, 0, D), sampling.guidance)
+        phones = torch.cat((asked["phones"], null)) if sampling.branches_from(0) > 1 else asked["phones"]
+        return SequenceState(phones, asked["length"], self.positions.new_zeros(B, 0, D), sampling)
 
     def propose(self, state: SequenceState, stage: int) -> Proposal:
-        G = len(state.phones) // len(state.tokens)
-        z = self.backbone(state.phones[:, : stage + 1], state.tokens.repeat(G, 1, 1))[:, -1:]
+        guidance = state.sampling.guidance_at(stage)
+        tokens = state.tokens.repeat(guidance.branches, 1, 1)
+        z = self.backbone(state.phones[: len(tokens), : stage + 1], tokens)[:, -1:]
 
         def embed(nodes: Nodes) -> Tensor:  # once a stage: what the head is told of each of its times
             return self.velocity.time(1000 * nodes.on(z.device))
@@ -109,7 +110,7 @@ class SequenceAR(ARDiffusionModel[SequenceState]):
         def head(x: Tensor, time: Tensor) -> Tensor:  # once a step: of both branches, or of the conditional one
             return self.velocity(x, time + z[: len(x)])
 
-        denoise = guided(head, embed, self.process, state.guidance, state.guidance.at((stage + 1) / self.max_stages))
+        denoise = guided(head, embed, self.process, guidance, guidance.at((stage + 1) / self.max_stages))
         return Proposal((1, self.latent_shape[1]), denoise, z=z)
 
     def accept(self, state: SequenceState, proposal: Proposal, tokens: Tensor) -> SequenceState:

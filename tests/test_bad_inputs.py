@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,8 @@ REFUSED = [
     (f"{MIXTURE} --cache Lazy --cache.refresh null", "--cache.refresh is null"),
     (f"{MIXTURE} --cache null --cache.refresh 2", "give --cache first, such as Lazy"),
     (f"{MIXTURE} --trainer null", "--trainer.NAME VALUE"),
+    (f"{MIXTURE} --output null", "--output is null: leave it out"),
+    (f"{SEARCH} --study_name null", "--study_name is null: leave it out"),
     (f"{FIT} --data.batch_size null", "--data.batch_size is null"),
     (f"{FIT} --seed null", "--seed must be a whole number, got null"),
     # numbers that are none, and that nobody can mean
@@ -87,6 +92,11 @@ REFUSED = [
     (f"{MIXTURE} --trainer.accelerator nope", "nope"),
     (f"{MIXTURE} --trainer.accelerator tpu", "torch_xla"),
     (f"{MIXTURE} --trainer.limit_predict_batches 2.5", "2.5"),
+    (f"{MIXTURE} --trainer.limit_predict_batches 1", "would leave samples out"),
+    (f"{MIXTURE} --trainer.fast_dev_run true", "would leave samples out"),
+    (f"{SEARCH} --trainer.limit_predict_batches 0", "would leave samples out"),
+    (f"{FIT} --trainer.limit_train_batches 0", "nothing would be trained"),
+    (f"{FIT} --trainer.max_epochs 0", "nothing would be trained"),
     (f"{FIT} --trainer.devices 0", "0"),
     (f"{FIT} --trainer.profiler nope", "`profiler`"),
     (f"{FIT} --trainer.max_time abc", "abc"),
@@ -103,10 +113,18 @@ REFUSED = [
     (f"{SEARCH} --profile_samples 100000000000", "profile_samples must be a whole number from 1"),
     (f"{SEARCH} --space.schedule.groups 100000000000", "from 1 to 1000"),
     (f"{SEARCH} --method nope", "--method must be 'study' or"),
+    (f"{SEARCH} --evaluations 1 --method pareto", "no schedule of this space meets a limit of 1 evaluations"),
+    (f"{SEARCH} --evaluations 1 --method calibrate", "no budget costs at most 1"),
+    (f"{SEARCH} --storage nosuch://h/x", "the storage nosuch://h/x fails"),
+    (f"{SEARCH} --storage oracle+nosuch://h/x", "the storage oracle+nosuch://h/x fails"),
+    (f"{SEARCH} --storage .", "the storage . fails"),
+    (f"{SEARCH} --starts [no.yaml]", "no sampling config at no.yaml"),
     # the other commands
     (f"{BENCH} mixture/default --batch_sizes [0]", "--batch_sizes"),
+    (f"{BENCH} mixture/default --schedules []", "there must be something to time"),
     (f"{BENCH} mixture/default --repeats null", "--repeats must be a whole number from 1 on, got null"),
     (f"{BENCH} mixture/default --schedules Constant(0)", "stage 0 has 0"),
+    (f"{EVALUATE} --output new/figures.json", "no folder or file at drawn"),
     (f"{EVALUATE} --batch_size 0", "batch_size must be at least 1"),
     (f"{EVALUATE} --count abc", "--count must be a whole number or null, got abc"),
     (f"{EVALUATE} --num_workers 100000000000", "num_workers at least 0 and at most 1024"),
@@ -117,27 +135,115 @@ REFUSED = [
     (f"{DIAGNOSE} --menu [3,2]", "menu of step counts must rise"),
     (f"{DIAGNOSE} --repeats 100000000000", "repeats must be a whole number from 1 to 1,000,000"),
     (f"{DIAGNOSE} --parts [nope]", "no part 'nope'"),
+    (f"{DIAGNOSE} --parts []", "no part ''"),
     (f"{DIAGNOSE} --ablation nope", "nope"),
     ("disa-convert weights.ckpt", "are required: target"),
     ("disa-convert weights.ckpt out.safetensors --model digits/nope", "no configuration 'digits/nope'"),
     ("disa-download", "are required: name"),
     ("disa-download kl16 --nope", "unrecognized arguments: --nope"),
+    ("disa-download kl16 --url file:///kl16.ckpt", "begins with https://"),
+    (f"{FIT} --data ImageFolderData --data.folder nosuch", "no folder at nosuch"),
 ]  # fmt: skip
+
+Refusal = Callable[[str], str]
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refusal:
+    """The line with which a command refuses what it is given; it writes nothing."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> str:
+        before = set(tmp_path.iterdir())
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        prog = sys.argv[0]
+        with pytest.raises(SystemExit) as stop:
+            getattr(start, prog.removeprefix("disa-"))()
+        said = capfd.readouterr()
+        assert stop.value.code in (1, 2) and not said.out, said
+        assert said.err.startswith(f"{prog}: error: ") and said.err.count("\n") == 1, said.err
+        assert set(tmp_path.iterdir()) == before
+        return said.err
+
+    return run
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_a_bad_input_is_refused_in_one_line(
-    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_bad_input_is_refused_in_one_line(line: str, message: str, refusal: Refusal) -> None:
+    assert message in refusal(line)
+
+
+URLS = [
+    "postgresql://u:SECRET@h/x",
+    "postgresql://u:SEC RET@h/x",
+    "postgresql://u:S':E?C/R@ET@h/x",
+    "x://h/x?password=SECRET",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "line",
+    [f"{SEARCH} --storge", f"{SEARCH} --trials", f"{SEARCH} --trials 0 --storage", f"{MIXTURE} --schedule",
+     f"{MIXTURE} --ckpt_path", "disa-download kl16", "disa-convert out.safetensors"],
+)  # fmt: skip
+def test_a_password_is_in_no_message(line: str, url: str, refusal: Refusal) -> None:
+    said = refusal(f"{line} {shlex.quote(url)}")
+    assert not [part for part in ("SEC", "RET", "ET@") if part in said], said
+
+
+def test_a_password_is_in_no_traceback(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(FileNotFoundError) as raised:
+        refusal(f"{MIXTURE} --debug --ckpt_path {URLS[0]}")
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    assert "FileNotFoundError" in shown.getvalue() and "SECRET" not in shown.getvalue()
+
+
+CALLABLES = [
+    "{class_path: logging.FileHandler, init_args: {filename: CALLED}}",
+    "{class_path: builtins.exec, init_args: {source: \"open('CALLED', 'w')\"}}",
+    "{class_path: pathlib.Path.touch, init_args: {self: CALLED}}",
+]
+
+
+@pytest.mark.parametrize("called", CALLABLES)
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (MIXTURE, "schedule: IT"), (MIXTURE, "solver: {class_path: DDIM, init_args: {grid: IT}}"),
+        (MIXTURE, "writer: IT"), (MIXTURE, "evaluate: {features: IT}"), (MIXTURE, "order: IT"),
+        (SEARCH, "metric: IT"), (SEARCH, "space: {schedule: IT}"), (SEARCH, "fitting: {reference: IT}"),
+        (DIAGNOSE, "metric: IT"), (f"{BENCH} mixture/default", "schedules: [IT]"), (FIT, "data: IT"),
+        (FIT, "trainer: {profiler: IT}"), (FIT, "trainer: {callbacks: [IT]}"), (EVALUATE, "features: IT"),
+        (EVALUATE, "trainer: {plugins: [IT]}"), (EVALUATE, "trainer: {strategy: IT}"), (CACHE, "trainer: {logger: IT}"),
+        (CACHE, "trainer: {accelerator: IT}"),
+    ],
+)  # fmt: skip
+def test_nothing_that_a_configuration_names_is_called(
+    line: str, place: str, called: str, refusal: Refusal, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", shlex.split(line))
-    prog = sys.argv[0]
-    with pytest.raises(SystemExit) as stop:
-        getattr(start, prog.removeprefix("disa-"))()
-    said = capfd.readouterr()
-    assert stop.value.code in (1, 2), said.err
-    assert said.err.startswith(f"{prog}: error: ") and said.err.count("\n") == 1 and message in said.err, said.err
-    assert not said.out and not list(tmp_path.iterdir())
+    (tmp_path / "it.yaml").write_text(place.replace("IT", called))
+    refusal(f"{line} --config it.yaml")
+
+
+def test_files_are_utf_8_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, *more: Any) -> Any:
+        ascii_by_default = "ascii" if encoding in (None, "locale") and "b" not in mode else encoding
+        return plain(file, mode, buffering, ascii_by_default, *more)
+
+    plain = io.open
+    (tmp_path / "Käfer.yaml").write_text(
+        "# ✓\nschedule: {class_path: Constant, init_args: {steps: 3}}", encoding="utf-8"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", opened)
+        patch.setattr(builtins, "open", opened)
+        for option in ("--config", "--sampling"):
+            sampling = sampling_with(f"--config mixture/default {option} {tmp_path / 'Käfer.yaml'}")
+            assert str(sampling.schedule) == "Constant(steps=3)"
 
 
 @pytest.mark.parametrize("model", [MAR, CausalAR, FlowAR, XAR])

@@ -77,6 +77,18 @@ def test_a_schedule_is_found_without_trials(method: str, tmp_path: Path, capsys:
     assert capsys.readouterr().out.strip().endswith(f"{found.sampling.schedule}: {tmp_path}/best.yaml")
 
 
+@pytest.mark.parametrize("limit", [["--evaluations", "8"], ["--speedup", "1.2", "--unit", "seconds"]], ids=" ".join)
+def test_a_solver_is_fitted_and_drawn_with(limit: list[str], tmp_path: Path) -> None:
+    options = ["--method", "fit", "--fitting.steps", "[1, 2, 3]", "--profile_samples", "100"]
+    found = search([*SMALL, *options, *limit, "--output", str(tmp_path)])
+    assert max(found.sampling.budget) <= 3 and found.sampling.evaluations(mixture_module().model.process) <= 12
+    drawn = ["--num_images", "2", "--output", str(tmp_path / "drawn"), "--sampling", str(tmp_path / "best.yaml")]
+    predict(["--config", "mixture/default", *drawn])
+    made = yaml.safe_load((tmp_path / "drawn/samples.json").read_text())
+    assert made["identity"]["sampling"] == found.sampling.dump()
+    assert made["head_evaluations_per_image"] == sum(found.sampling.budget)
+
+
 def test_a_limit_in_seconds_is_met_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limit = ["--speedup", "1.5", "--unit", "seconds", "--batch_size", "200", "--method", "calibrate"]
     found = search([*SMALL, *limit, "--profile_samples", "200", "--output", str(tmp_path)])

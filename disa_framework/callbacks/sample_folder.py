@@ -87,7 +87,7 @@ class SampleFolder:
 
     def facts(self) -> dict[str, Any]:
         """What `samples.json` says."""
-        return dict(json.loads(self.manifest.read_text()))
+        return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to `samples.json`, beside the identity of the run."""

@@ -45,7 +45,7 @@ def benchmark(args: Sequence[str] | None = None) -> Path:
 def _read(args: Sequence[str] | None) -> Namespace:
     parser = make_parser("disa-bench", _BENCH)
     add = parser.add_argument
-    add("--schedules", type=list[str] | str, default=[], help="Side by side: sampling configs, or Linear(50, 5).")
+    add("--schedules", type=list[str] | str | None, help="Side by side: sampling configs, or Linear(50, 5).")
     add("--batch_sizes", "--batch-sizes", type=list[PositiveInt], default=[8], help="Samples drawn together.")
     add("--compare", type=list[str] | str, default=[], help="Configurations to time beside this one, by path or name.")
     add("--repeats", type=PositiveInt, default=5, help="Timed rounds, after one that warms up.")
@@ -69,6 +69,7 @@ def _cases(asked: Namespace, name: str, init: Namespace) -> list[measure.Case]:
     if asked.random_weights and init.ckpt_path:
         raise ValueError("give either --ckpt_path or --random_weights true")
     module = make_module(init)
+    schedules = None if asked.schedules is None else _several(asked.schedules)
     if not asked.random_weights:
         load(module.model, init.ckpt_path)
     options = {**init.trainer, "precision": asked.trainer.precision or init.trainer.precision}
@@ -77,5 +78,5 @@ def _cases(asked: Namespace, name: str, init: Namespace) -> list[measure.Case]:
     return [
         measure.Case(f"{short}, {how}", module.drawing(sampling), requested(init, module, count), count, context)
         for count in asked.batch_sizes
-        for how, sampling in measure.variations(module.sampling, _several(asked.schedules)).items()
+        for how, sampling in measure.variations(module.sampling, schedules).items()
     ]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import Path as ConfigFile
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning import Trainer
 
 from disa_framework.callbacks.sample_writers import SampleWriter
 from disa_framework.cli.refusals import OneLine, refuse_blanks, shortened, without_union
-from disa_framework.cli.running import DEBUG, quiet
+from disa_framework.cli.running import DEBUG, quiet, without_passwords
 from disa_framework.data.conditions import ConditionReader
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
@@ -26,6 +27,8 @@ from disa_framework.runtime.devices import check_processes
 from disa_framework.runtime.feature_cache import FeatureCache
 from disa_framework.runtime.precision import settled_precision
 from disa_framework.sampling.config import FIELDS, SamplingConfig
+from disa_framework.sampling.order import TokenOrder
+from disa_framework.sampling.stage_sizes import StageSizes
 from disa_framework.schedules import StepSchedule
 from disa_framework.solvers import DDPM, Grid, Solver
 from disa_framework.tokenizers import Tokenizer
@@ -36,11 +39,15 @@ _CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # of a wh
 
 _FAMILIES: dict[str, type[Any]] = {
     "model": ARDiffusionModel, "schedule": StepSchedule, "solver": Solver, "tokenizer": Tokenizer,
-    "cache": FeatureCache, "condition": ConditionReader, "writer": SampleWriter, "solver.grid": Grid,
+    "cache": FeatureCache, "order": TokenOrder, "stage_sizes": StageSizes, "condition": ConditionReader,
+    "writer": SampleWriter, "solver.grid": Grid,
 }  # fmt: skip
 
 # A class that a file names is built only where a class of its kind is wanted.
 set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["unittest"])
+
+# Configurations are UTF-8, whatever the locale is.
+ConfigFile.read_text = lambda self: Path(str(self.absolute)).read_text(encoding="utf-8")  # type: ignore[method-assign]
 
 # Whole numbers are decimal: YAML takes 010 for 8, 0x10 for 16, and 1:30 for 90.
 _INT, _Loader = "tag:yaml.org,2002:int", get_yaml_default_loader()
@@ -75,7 +82,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # of a class within, whose message becomes part of the whole one's
             super().error(message, ex)
-        self.exit(2, f"{self.prog}: error: {shortened(message, self.prog, _FAMILIES)}\n")
+        self.exit(2, f"{self.prog}: error: {shortened(without_passwords(message), self.prog, _FAMILIES)}\n")
 
 
 class _FindConfig(ActionConfigFile):

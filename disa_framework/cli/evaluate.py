@@ -50,6 +50,7 @@ def evaluate(args: Sequence[str] | None = None) -> dict[str, Any]:
     if result:
         print_figures(result)
     if result and init.output:
+        Path(init.output).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(init.output), (json.dumps(result, indent=2) + "\n").encode())
     return result or {}
 

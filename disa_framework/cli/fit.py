@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 
 from disa_framework.callbacks import FiniteLoss, TrainingLines
 from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse
+from disa_framework.files import write_atomically
 from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.module import ARDiffusionModule
 
@@ -41,8 +43,10 @@ def fit(args: Sequence[str] | None = None) -> None:
     config = parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
     init = instantiate(parser, config)
-    trainer, module = _trainer(init.trainer), make_module(init)
+    trainer, module = _trainer(init.trainer, _describing(parser.dump(config).encode())), make_module(init)
     folder = Path(trainer.default_root_dir)
+    if 0 in (trainer.max_steps, trainer.max_epochs, trainer.limit_train_batches):
+        raise ValueError("nothing would be trained: --trainer.max_steps, max_epochs or limit_train_batches is 0")
     if config.ckpt_path:
         apply_weights(module.model, load_weights(config.ckpt_path), config.ckpt_path)
         _check_training(config.ckpt_path)
@@ -51,19 +55,30 @@ def fit(args: Sequence[str] | None = None) -> None:
             f"{folder} holds a trained model: go on with --ckpt_path {folder / 'last.ckpt'}, or train into another "
             "--trainer.default_root_dir, or delete it"
         )
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        parser.save(config, str(folder / "config.yaml"), overwrite=True)
     trainer.fit(module, datamodule=init.data, ckpt_path=config.ckpt_path, weights_only=True)
+    if not trainer.global_step:
+        raise ValueError("nothing was trained: the data have no whole batch, or --trainer.max_time is over")
 
 
-def _trainer(options: Mapping[str, Any]) -> Trainer:
+def _describing(config: bytes) -> Callback:
+    """Writes the configuration when training begins, and everything it names is there."""
+
+    def write(trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", config)
+
+    return LambdaCallback(on_train_start=write)
+
+
+def _trainer(options: Mapping[str, Any], *more: Callback) -> Trainer:
     """Lightning's, with what watches over training, and lines where its progress bar would be none."""
     for name, least in _LEAST.items():
         if isinstance(options[name], int | float) and not options[name] >= least:
             raise ValueError(f"--trainer.{name} must be at least {least}, got {options[name]}")
     callbacks, bar = options["callbacks"] or [], options["enable_progress_bar"]
-    callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), FiniteLoss()]
+    callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), FiniteLoss(), *more]
     if bar is None and not sys.stdout.isatty():
         bar = False
         callbacks.append(TrainingLines(partial(print, file=sys.stderr, flush=True)))

@@ -89,6 +89,7 @@ def _report(figures: dict[str, Any] | None, output: Path) -> None:
     """Prints figures, and writes them with what they were made with; another process than the first has none."""
     if figures is not None:
         print_figures(figures)
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, (json.dumps(figures, indent=2) + "\n").encode())
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 
 from disa_framework import values
+from disa_framework.cli.running import without_passwords
 
 _KEY = re.compile(r'Parser key "([^"]+)":?')
 _CLASS = re.compile(
@@ -42,7 +43,7 @@ class OneLine(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {without_passwords(message)}; see {self.prog} --help\n")
 
 
 def shortened(message: str, prog: str, families: Mapping[str, type[Any]]) -> str:
@@ -93,6 +94,8 @@ def without_union(error: ValueError) -> BaseException:
 def refuse_blanks(content: Any, option: str = "") -> None:
     """Raises a ValueError for what jsonargparse lets pass: null where a class has an argument that cannot be, and
     numbers that are not finite."""
+    if content == "null":  # which is a text, too
+        raise ValueError(f"--{option} is null: leave it out, or give a value")
     if isinstance(content, float) and not math.isfinite(content):
         raise ValueError(f"--{option} must be a finite number, got {content}")
     if isinstance(content, list | tuple):

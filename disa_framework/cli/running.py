@@ -51,7 +51,8 @@ def run(command: str) -> None:
     module, function = command.split(".")
     prog, debugging = f"disa-{module}", DEBUG in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != DEBUG]
-    warnings.formatwarning = lambda message, *where, **line: f"{prog}: {message}\n"
+    warnings.formatwarning = lambda message, *where, **line: without_passwords(f"{prog}: {message}\n")
+    sys.excepthook = lambda *raised: _say("".join(traceback.format_exception(*raised)))
     os.environ["MPLBACKEND"] = "agg"  # pictures become files; a notebook's backend may not even be installed
     _show_what_can_be_shown()
     with _interruptible() as signals:
@@ -69,6 +70,13 @@ def run(command: str) -> None:
             sys.exit(status)
         finally:
             del os.environ[_FIRST]
+
+
+def without_passwords(text: str) -> str:
+    """A text without what URLs have between `://` and `@`, and behind `?`; paths have `:/` left of them."""
+    for given in re.findall("://(.+)@", "\n".join(sys.argv)):  # whatever a library makes of it
+        text = text.replace(given, "…")
+    return re.sub(r"(:/+\S*\?)\S+", r"\1…", re.sub(r"(:/+)\S*@", r"\1…@", text))
 
 
 def quiet() -> None:
@@ -172,7 +180,7 @@ def _say(line: str) -> None:
     """Writes a line below a progress bar, and lets go of streams that nobody reads any more."""
     with suppress(OSError):
         if line:
-            print("\n" * sys.stderr.isatty() + line, file=sys.stderr)
+            print("\n" * sys.stderr.isatty() + without_passwords(line), file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

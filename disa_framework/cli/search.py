@@ -103,6 +103,8 @@ def _plan(init: Namespace) -> Plan:
     starts = {os.fsencode(path).decode(errors="replace"): SamplingConfig.load(path) for path in init.starts}
     given = {field.name: init[field.name] for field in fields(Plan) if field.name in init}
     storage = None if init.storage is None else init.storage.get_secret_value()
+    if not isinstance(storage, str | None):
+        raise ValueError("--storage must be a text: the path of a file, or a URL")
     return Plan(**{**given, "starts": starts, "storage": storage})
 
 

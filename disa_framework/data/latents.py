@@ -78,7 +78,7 @@ class LatentsFolder:
         if not self.manifest.is_file():
             raise FileNotFoundError(f"no latents in {self.path}: make them with disa-cache")
         try:
-            return dict(json.loads(self.manifest.read_text())["identity"])
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8"))["identity"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.manifest} is damaged: delete {self.path} and run disa-cache again") from error
 

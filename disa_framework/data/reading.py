@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from disa_framework.data.requests import Request, RequestData
+from disa_framework.data.requests import Request, RequestData, predictor
 from disa_framework.data.workers import worker_options
 from disa_framework.runtime.devices import bring
 from disa_framework.sampling.condition import Condition
@@ -64,8 +64,7 @@ class Reading:
 
     def runner(self, *callbacks: Callback) -> Trainer:
         """The trainer whose predict loop reads."""
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "inference_mode": True}
-        return Trainer(**{**self.trainer, **quiet, "callbacks": [*callbacks]})
+        return predictor({**self.trainer, "enable_model_summary": False}, *callbacks)
 
     @property
     def leads(self) -> bool:

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningDataModule
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from disa_framework.sampling.condition import Condition, check_count, size, take
+
+
+def predictor(options: Mapping[str, Any], *callbacks: Callback) -> Trainer:
+    """Lightning's trainer, for its predict loop alone.
+
+    Raises:
+        ValueError: if the options have it leave samples out.
+    """
+    share = options.get("limit_predict_batches")  # where it is a whole number, of batches
+    if options.get("fast_dev_run") or (share is not None and (isinstance(share, int) or share != 1)):
+        raise ValueError(
+            f"--trainer.limit_predict_batches (got {share}) and --trainer.fast_dev_run would leave samples out: leave "
+            "them out, and say how many there are to be"
+        )
+    quiet = {"logger": False, "enable_checkpointing": False, "inference_mode": True}
+    return Trainer(**{**options, **quiet, "callbacks": [*callbacks]})
 
 
 class Request(NamedTuple):

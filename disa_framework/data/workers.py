@@ -47,10 +47,18 @@ def _begin(worker: int) -> None:
 
 
 def _handed(tensor: Tensor) -> tuple[Any, ...]:
-    with open(os.memfd_create("batch"), "wb") as memory:
-        memory.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-        memory.flush()
-        return _taken, (DupFd(memory.fileno()), tensor.dtype, tensor.shape)
+    content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+    try:
+        with open(os.memfd_create("batch"), "wb") as memory:
+            memory.write(content)
+            memory.flush()
+            return _taken, (DupFd(memory.fileno()), tensor.dtype, tensor.shape)
+    except OSError:  # as under a limit for the size of files: through the pipe
+        return _copied, (bytes(content), tensor.dtype, tensor.shape)
+
+
+def _copied(content: bytes, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
 
 
 def _taken(memory: Any, dtype: torch.dtype, shape: torch.Size) -> Tensor:

@@ -123,7 +123,8 @@ def _variance(subject: _Subject) -> Columns:
 
 def _entropy(subject: _Subject) -> Columns:
     module = subject.module
-    if isinstance(module.model, MixtureAR):
+    own = module.sampling.order is None and module.sampling.stage_sizes is None
+    if isinstance(module.model, MixtureAR) and own:
         labels = subject.condition if isinstance(subject.condition, Tensor) else None
         stages = module.sampling.stages
         return {"entropy": conditional_entropy(module.model, stages, labels, subject.count, module.seed)}
@@ -202,9 +203,9 @@ def diagnose(
         progress: is told how much is done of what is being drawn.
 
     Raises:
-        ValueError: for unknown parts, and if the request does not fit the model.
+        ValueError: for unknown parts or none, and if the request does not fit the model.
     """
-    if unknown := [part for part in parts if part not in PARTS]:
+    if unknown := [part for part in parts or ("",) if part not in PARTS]:
         raise ValueError(f"no part {unknown[0]!r}: the parts of a diagnosis are {', '.join(PARTS)}")
     if probe.repeats < 2 and {"variance", "entropy"} & {*parts}:
         raise ValueError(f"a variance needs at least 2 repeats, got {probe.repeats}")

@@ -40,7 +40,6 @@ def download(
     if url and len(published.addresses) > 1:
         raise ValueError(f"{name} has {len(published.addresses)} files, for which one address will not do")
     folder = Path(folder) / name if len(published.addresses) > 1 else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if published.constructor is not None:
         return (_converted(name, published, folder, url, keep, progress),)
     places = [folder / _file_name(address) for address in published.addresses]

@@ -46,6 +46,7 @@ def fetch(url: str, path: Path, mib: int | None = None, sha256: str | None = Non
                 raise OSError("what came is a web page")
             if mib and total and abs(total / _MIB - mib) > max(1, _TOLERANCE * mib):
                 raise ValueError(f"{url} has {total / _MIB:,.1f} MiB instead of {mib:,}: it is not the published file")
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("ab") as file:
                 file.truncate(start)
                 while chunk := response.read(_MIB):

@@ -143,7 +143,7 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any] | None]:
 
 def _read_shards(index: Path) -> Weights:
     """The weights of all shards that an index of Hugging Face names."""
-    places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     weights: Weights = {}
     for name in sorted(set(places.values())):
         shard = index.with_name(name)  # which takes no path, so that an index names files of its folder alone

@@ -80,7 +80,7 @@ class Timing:
         return [found[name] for found in self.rounds if name in found]
 
 
-def variations(sampling: SamplingConfig, schedules: Sequence[str]) -> dict[str, SamplingConfig]:
+def variations(sampling: SamplingConfig, schedules: Sequence[str] | None = None) -> dict[str, SamplingConfig]:
     """Sampling configs to time side by side, by name; the one that is given if no other is asked for.
 
     Args:
@@ -97,7 +97,7 @@ def variations(sampling: SamplingConfig, schedules: Sequence[str]) -> dict[str, 
             return SamplingConfig.load(text)
         return replace(sampling, schedule=schedule_from(text))
 
-    return {text: varied(text) for text in schedules} or {str(sampling.schedule): sampling}
+    return {str(sampling.schedule): sampling} if schedules is None else {text: varied(text) for text in schedules}
 
 
 def placed(module: ARDiffusionModule, trainer: Trainer) -> Precision:

@@ -94,7 +94,7 @@ class CostModel:
             ValueError: if the file holds no cost model.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             numbers = {name: content[name] for name in _SAVED}
             backbone, head = (tuple(map(float, numbers.pop(name))) for name in ("backbone", "head"))
             return cls(backbone=backbone, head=head, process=process, solver=solver, **numbers)

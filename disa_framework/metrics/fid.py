@@ -94,4 +94,5 @@ def save_statistics(path: str | Path, features: Features) -> None:
     """Write mean `[F]` and covariance `[F, F]` to an ADM style `.npz`, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, mu=features.mu.cpu().numpy(), sigma=features.sigma.cpu().numpy())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), buffer.getvalue())

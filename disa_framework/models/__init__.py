@@ -1,6 +1,6 @@
 """AR models with a diffusion head: the contract, and a file for each family."""
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
 from disa_framework.models.causal import CausalAR
 from disa_framework.models.flowar import FlowAR, flowar_huge, flowar_large, flowar_small
 from disa_framework.models.harmon import Harmon, harmon_0_5b, harmon_1_5b
@@ -8,7 +8,7 @@ from disa_framework.models.mar import MAR, mar_base, mar_huge, mar_large
 from disa_framework.models.xar import XAR, xar_base, xar_huge, xar_large
 
 __all__ = [
-    "MAR", "XAR", "ARDiffusionModel", "CausalAR", "FlowAR", "Harmon", "Proposal", "flowar_huge", "flowar_large",
-    "flowar_small", "harmon_0_5b", "harmon_1_5b", "mar_base", "mar_huge", "mar_large", "xar_base", "xar_huge",
-    "xar_large",
+    "MAR", "XAR", "ARDiffusionModel", "CausalAR", "FlowAR", "Harmon", "Proposal", "TokenLayout", "flowar_huge",
+    "flowar_large", "flowar_small", "harmon_0_5b", "harmon_1_5b", "mar_base", "mar_huge", "mar_large", "xar_base",
+    "xar_huge", "xar_large",
 ]  # fmt: skip

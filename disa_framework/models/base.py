@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Generic
 
 import torch
@@ -16,7 +17,9 @@ from typing_extensions import TypeVar
 
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.noise import NoiseSource
+from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
+from disa_framework.sampling.order import RandomOrder, TokenOrder
+from disa_framework.sampling.stage_sizes import CosineSizes, StageSizes
 from disa_framework.solvers.process import Process
 from disa_framework.solvers.table import Denoiser
 
@@ -40,6 +43,36 @@ class Proposal:
     denoise: Denoiser
     places: Any = None
     z: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the tokens of a masked model are, and how they are drawn if a sampling config says nothing about it.
+
+    Attributes:
+        height, width: rows and columns of tokens; a sequence has one row.
+        order, sizes: the model's own.
+    """
+
+    height: int
+    width: int
+    order: TokenOrder
+    sizes: StageSizes
+
+    @classmethod
+    def published(cls, height: int, width: int) -> TokenLayout:
+        """With order and sizes of MAR (arXiv 2406.11838)."""
+        return cls(height, width, RandomOrder(), CosineSizes())
+
+    def places(self, sampling: SamplingConfig, noise: NoiseSource) -> Tensor:
+        """Of the tokens in the order of a config, `[B, N]` or `[1, N]`, see `TokenOrder.draw`."""
+        order = self.order if sampling.order is None else sampling.order
+        return order.draw(noise, self.height, self.width)
+
+    def ends(self, sampling: SamplingConfig) -> tuple[int, ...]:
+        """How many tokens are drawn after each stage of a settled config."""
+        sizes = self.sizes if sampling.stage_sizes is None else sampling.stage_sizes
+        return tuple(accumulate(sizes.sizes(self.height * self.width, sampling.stages)))
 
 
 class ARDiffusionModel(nn.Module, ABC, Generic[State]):
@@ -125,7 +158,9 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
         Raises:
             ValueError: that says what would fit, if the model cannot draw with it.
         """
-        stages = self.max_stages if sampling.num_stages is None else sampling.num_stages
+        known = (sampling, sampling.stage_sizes, sampling.solver)
+        given = [part.num_stages for part in known if part is not None and part.num_stages is not None]
+        stages = given[0] if given else self.max_stages
         low, high = self.min_stages, self.max_stages
         if not low <= stages <= high:
             allowed = f"lie in {low} … {high}" if low < high else f"be {high}"
@@ -136,7 +171,21 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
             raise ValueError(f"{type(self).__name__} caches no features, as MAR and Harmon do: leave the cache out")
         settled = replace(sampling, num_stages=stages)
         settled.evaluations(self.process)
+        self._check_layout(settled)
         return settled
+
+    def _check_layout(self, sampling: SamplingConfig) -> None:
+        given = [name for name in ("order", "stage_sizes") if getattr(sampling, name) is not None]
+        if given and self.layout is None:
+            raise ValueError(f"{type(self).__name__} draws its tokens in one way alone: leave {given[0]} out")
+        if given and self.layout is not None:
+            self.layout.places(sampling, PhiloxNoise(0, torch.arange(1)))
+            self.layout.ends(sampling)
+
+    @property
+    def layout(self) -> TokenLayout | None:
+        """The tokens of a model that heeds order and stage sizes of a sampling config; None of another one."""
+        return None
 
     @property
     def head(self) -> nn.Module | None:
@@ -185,6 +234,10 @@ class Delegating(ARDiffusionModel[Any]):
 
     def check_condition(self, condition: Condition) -> None:
         self.watched.check_condition(condition)
+
+    @property
+    def layout(self) -> TokenLayout | None:
+        return self.watched.layout
 
     @property
     def head(self) -> nn.Module | None:

@@ -21,7 +21,6 @@ from disa_framework.nn.diffusion_head import DiffusionHead
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.nn.transformer import Block
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.guidance import Guidance
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import VPCosine
 from disa_framework.values import check_numbers
@@ -34,13 +33,13 @@ class CausalState:
     Attributes:
         labels: `[G B]`, conditional rows first.
         caches: keys and values of each block. Stage `k` writes place `k` and reads those before it.
-        guidance: of the run.
+        sampling: of the run.
         drawn: `[B, 1, D]` of each stage so far.
     """
 
     labels: Tensor
     caches: list[KVCache]
-    guidance: Guidance
+    sampling: SamplingConfig
     drawn: tuple[Tensor, ...] = ()
 
 
@@ -129,20 +128,22 @@ class CausalAR(ARDiffusionModel[CausalState]):
     def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> CausalState:
         null = torch.full((noise.batch_size,), self.num_classes, device=self.device)
         labels = null if condition is None else condition
-        if sampling.guidance.active:
+        if sampling.branches_from(0) > 1:
             labels = torch.cat((labels, null))
         _, N, w = self.positions.shape
         cache = partial(KVCache.empty, len(labels), self.heads, N, w // self.heads, self.positions)
-        return CausalState(labels, [cache() for _ in self.blocks], sampling.guidance)
+        return CausalState(labels, [cache() for _ in self.blocks], sampling)
 
     def propose(self, state: CausalState, stage: int) -> Proposal:
+        # Where guidance does not act, the unconditional branch is computed for the keys that later stages need.
+        guidance, G = state.sampling.guidance_at(stage), state.sampling.branches_from(stage)
         if stage == 0:
             x = self.class_emb(state.labels)[:, None]
         else:
-            x = self.token_embed(state.drawn[stage - 1]).repeat(2 if state.guidance.active else 1, 1, 1)
-        z = self.backbone(x, stage, state.caches)
-        scale = state.guidance.at((stage + 1) / self.max_stages)
-        return Proposal((1, self.token_channels), self.diffloss.denoiser(z, scale, state.guidance), z=z)
+            x = self.token_embed(state.drawn[stage - 1]).repeat(G, 1, 1)
+        z = self.backbone(x, stage, state.caches)[: len(x) // G * guidance.branches]
+        denoise = self.diffloss.denoiser(z, guidance.at((stage + 1) / self.max_stages), guidance)
+        return Proposal((1, self.token_channels), denoise, z=z)
 
     def accept(self, state: CausalState, proposal: Proposal, tokens: Tensor) -> CausalState:
         return replace(state, drawn=(*state.drawn, tokens))

@@ -46,14 +46,14 @@ class FlowARState:
         class_embedding: `[G B, 1, w]`, conditional rows first.
         caches: keys and values of each block, encoder first.
         tables: of each stage.
-        guidance: of the run.
+        sampling: of the run.
         tokens: `[B, n, C]` of the last scale drawn; `None` before the first.
     """
 
     class_embedding: Tensor
     caches: list[KVCache]
     tables: list[Tables]
-    guidance: Guidance
+    sampling: SamplingConfig
     tokens: Tensor | None = None
 
 
@@ -229,21 +229,23 @@ class FlowAR(ARDiffusionModel[FlowARState]):
     def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> FlowARState:
         null = self.class_emb.weight[-1].expand(noise.batch_size, -1)
         embedding = null if condition is None else self.class_emb(condition)
-        if sampling.guidance.active:
+        if sampling.branches_from(0) > 1:
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
         caches = allocate_caches(blocks, len(embedding), self.ends[-1], embedding)
-        return FlowARState(embedding[:, None], caches, self._tables_of_stages(), sampling.guidance)
+        return FlowARState(embedding[:, None], caches, self._tables_of_stages(), sampling)
 
     def propose(self, state: FlowARState, stage: int) -> Proposal:
+        # Where guidance does not act, the unconditional branch is computed for the keys that later stages need.
+        guidance, G = state.sampling.guidance_at(stage), state.sampling.branches_from(stage)
         place, x = self.stage_tokens(stage), state.class_embedding
         if state.tokens is not None:
-            seen = self.z_proj(self.next_input(state.tokens, stage - 1))
-            x = seen.repeat(2 if state.guidance.active else 1, 1, 1)
+            x = self.z_proj(self.next_input(state.tokens, stage - 1)).repeat(G, 1, 1)
         tables = state.tables[stage]
-        z = self.backbone(x, state.class_embedding, tables, place, state.caches)
-        scale = state.guidance.rising(stage, self.max_stages)
-        return Proposal((z.shape[1], self.latent_shape[0]), self._denoiser(z, tables.head, scale, state.guidance), z=z)
+        z = self.backbone(x, state.class_embedding[: len(x)], tables, place, state.caches)
+        z = z[: len(x) // G * guidance.branches]
+        denoise = self._denoiser(z, tables.head, guidance.rising(stage, self.max_stages), guidance)
+        return Proposal((z.shape[1], self.latent_shape[0]), denoise, z=z)
 
     def accept(self, state: FlowARState, proposal: Proposal, tokens: Tensor) -> FlowARState:
         return replace(state, tokens=tokens)

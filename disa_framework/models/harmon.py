@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
 from disa_framework.nn.precise import unrounded
 from disa_framework.nn.tokens import gather_tokens, patchify, unpatchify
@@ -106,7 +106,7 @@ class Context:
         places: `[G B, S + N]` positions of the image's tokens; they follow the prompt, not its padding.
         mask: `[G B, 1, S + N, T + S + N]`, added to the scores of attention: 0 where a token of the image may look.
         positions: the MAR's tables, for this image size.
-        conditional: the cache of the first `B` prompts alone, where features are cached and there is guidance.
+        conditional: the cache of the first `B` prompts alone, where some stages need them without the others.
     """
 
     cache: Any
@@ -114,6 +114,12 @@ class Context:
     mask: Tensor
     positions: Positions
     conditional: Any = None
+
+    def first(self, rows: int) -> Context:
+        """That of all `G B` rows, or of the `B` conditional ones."""
+        if rows == len(self.places):
+            return self
+        return Context(self.conditional, self.places[:rows], self.mask[:rows], self.positions)
 
 
 class Harmon(ARDiffusionModel[MARState]):
@@ -150,7 +156,8 @@ class Harmon(ARDiffusionModel[MARState]):
         self.process = mar.process
         self.latent_shape = (channels, *latent_size(size, mar.patch_size))
         self.num_classes = 0
-        self.grid = tuple(length // mar.patch_size for length in self.latent_shape[1:])
+        _, height, width = self.latent_shape
+        self.grid = (height // mar.patch_size, width // mar.patch_size)
         self.num_tokens = self.max_stages = math.prod(self.grid)
         self.tokenizer_source = tokenizer or (llm if isinstance(llm, str) else None)
         self.mar = mar
@@ -170,6 +177,10 @@ class Harmon(ARDiffusionModel[MARState]):
     @property
     def head(self) -> nn.Module:
         return self.mar.head
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout.published(*self.grid)
 
     def check_condition(self, condition: Condition) -> None:
         if isinstance(condition, Tensor):
@@ -227,19 +238,19 @@ class Harmon(ARDiffusionModel[MARState]):
 
         Of `[B, L, v]`, too, which is the conditional branch.
         """
-        rows, L, T = len(x), x.shape[1], context.mask.shape[-1] - context.mask.shape[-2]
-        cache = context.cache if rows == len(context.places) else context.conditional
-        mask = context.mask[:rows, :, :L, : T + L]
+        context = context.first(len(x))
+        L, T = x.shape[1], context.mask.shape[-1] - context.mask.shape[-2]
+        mask = context.mask[:, :, :L, : T + L]
         if self._attn_implementation == "flash_attention_2":
             mask = mask[:, 0, -1] == 0  # it is causal by itself, and asks which keys are no padding
         out = self.llm.base_model(
             inputs_embeds=x,
             attention_mask=mask,
-            position_ids=context.places[:rows, :L],
-            past_key_values=cache,
+            position_ids=context.places[:, :L],
+            past_key_values=context.cache,
             use_cache=True,
         )
-        cache.crop(-L)
+        context.cache.crop(-L)
         return out.last_hidden_state
 
     # --- backbone ---------------------------------------------------------------------------------------
@@ -292,24 +303,25 @@ class Harmon(ARDiffusionModel[MARState]):
     # --- sampling ---------------------------------------------------------------------------------------
 
     def begin(self, condition: Sequence[str] | None, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
-        batch_size, guided = noise.batch_size, sampling.guidance.active
+        batch_size, guided = noise.batch_size, sampling.branches_from(0) > 1
         null = [None] * batch_size
         prompts = [*(null if condition is None else condition), *(null if guided else ())]
         blank = self.mar.fake_latent.new_zeros(batch_size, self.num_tokens, self.mar.token_channels)
         context = self.read(*self.pad(prompts))
-        if sampling.cache is not None and guided:
+        alone = sampling.cache is not None or any(sampling.guidance_at(k).branches < 2 for k in range(sampling.stages))
+        if guided and alone:
             context = replace(context, conditional=_first_rows(context.cache, batch_size))
-        return MARState.begin(blank, context, sampling, noise)
+        return MARState.begin(blank, context, sampling, noise, self.layout)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
-        cache = state.sampling.cache
+        cache, G = state.sampling.cache, state.sampling.guidance_at(stage).branches
+        context = state.context.first(G * len(drawn))
         if cache is None:
-            z = self.backbone(state.tokens, state.context, visible, drawn)
+            z = self.backbone(state.tokens, context, visible, drawn)
             return self.mar.proposal(state, stage, drawn, z)
         buffer = self.mar.fake_latent.expand(len(drawn), -1)
         between = partial(self.instruct_unsorted, context=state.context, visible=visible)
-        G = len(state.context.places) // len(drawn)
         backbone = Backbone(self.mar, state.context.positions, state.tokens, visible, drawn, G, buffer, between)
         z, memory = backbone.conditioning(cache, stage, state.memory)
         return self.mar.proposal(state, stage, drawn, z, memory)

@@ -13,26 +13,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
 from disa_framework.nn.diffusion_head import DiffusionHead
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
 from disa_framework.nn.transformer import Block
+from disa_framework.runtime.devices import bring
 from disa_framework.runtime.feature_cache import Backbone, Memory
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import VPCosine
 from disa_framework.values import check_numbers
-
-
-def masked_counts(num_tokens: int, num_stages: int) -> tuple[int, ...]:
-    """How many tokens stay masked after each stage: a cosine, falling by at least one, 0 at the end."""
-    counts: list[int] = []
-    current = num_tokens
-    for k in range(num_stages - 1):
-        cosine = math.floor(num_tokens * math.cos(math.pi / 2 * (k + 1) / num_stages))
-        current = max(1, min(current - 1, cosine))
-        counts.append(current)
-    return (*counts, 0)
 
 
 @dataclass(frozen=True)
@@ -41,8 +31,8 @@ class MARState:
 
     Attributes:
         tokens: `[B, N, D]`, 0 where masked.
-        order: `[B, N]`; masked tokens stand in front, so an image is drawn from its end.
-        counts: tokens still masked after each stage.
+        order: `[B, N]` places, those that are drawn first in front.
+        ends: tokens drawn after each stage.
         context: what the backbone is given beside tokens; of MAR, the class embedding `[G B, w]`, conditional
             rows first.
         sampling: of the run.
@@ -51,28 +41,30 @@ class MARState:
 
     tokens: Tensor
     order: Tensor
-    counts: tuple[int, ...]
+    ends: tuple[int, ...]
     context: Any
     sampling: SamplingConfig
     memory: Memory | None = None
 
     @classmethod
-    def begin(cls, tokens: Tensor, context: Any, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
+    def begin(
+        cls, tokens: Tensor, context: Any, sampling: SamplingConfig, noise: NoiseSource, layout: TokenLayout
+    ) -> MARState:
         """The state before the first of `K` stages."""
-        N = tokens.shape[1]
-        return cls(tokens, noise.permutation(N), masked_counts(N, sampling.stages), context, sampling)
+        order = bring(layout.places(sampling, noise), tokens.device).expand(len(tokens), -1)
+        return cls(tokens, order, layout.ends(sampling), context, sampling)
 
     def places(self, stage: int) -> tuple[Tensor, Tensor]:
         """Of the tokens that a stage sees `[B, N - m]`, the first drawn in front, and of those that it draws `[B, n]`,
         in raster order."""
-        before = self.counts[stage - 1] if stage else self.order.shape[1]
-        return self.order[:, before:].flip(1), self.order[:, self.counts[stage] : before].sort(dim=1).values
+        start = self.ends[stage - 1] if stage else 0
+        return self.order[:, :start], self.order[:, start : self.ends[stage]].sort(dim=1).values
 
     def scale(self, stage: int) -> float:
         """Of guidance at a stage."""
-        # The published code clamps the count to 1 before it sets the scale, also at the last stage.
+        # The published code keeps one token masked when it sets the scale, also at the last stage.
         N = self.order.shape[1]
-        return self.sampling.guidance.at((N - max(self.counts[stage], 1)) / N)
+        return self.sampling.guidance_at(stage).at(min(self.ends[stage], N - 1) / N)
 
     def accept(self, proposal: Proposal, tokens: Tensor) -> MARState:
         """The state with the tokens `[B, n, D]` in their places, and what the stage leaves to remember."""
@@ -223,6 +215,11 @@ class MAR(ARDiffusionModel[MARState]):
     def head(self) -> nn.Module:
         return self.diffloss
 
+    @property
+    def layout(self) -> TokenLayout:
+        side = math.isqrt(self.num_tokens)
+        return TokenLayout.published(side, side)
+
     # --- backbone ---------------------------------------------------------------------------------------
 
     @property
@@ -291,19 +288,20 @@ class MAR(ARDiffusionModel[MARState]):
     def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> MARState:
         null = self.fake_latent.expand(noise.batch_size, -1)
         label_embedding = null if condition is None else self.class_emb(condition)
-        if sampling.guidance.active:
+        if sampling.branches_from(0) > 1:
             label_embedding = torch.cat((label_embedding, null))
         blank = null.new_zeros(noise.batch_size, self.num_tokens, self.token_channels)
-        return MARState.begin(blank, label_embedding, sampling, noise)
+        return MARState.begin(blank, label_embedding, sampling, noise, self.layout)
 
     def propose(self, state: MARState, stage: int) -> Proposal:
         visible, drawn = state.places(stage)
-        cache, G = state.sampling.cache, len(state.context) // len(state.tokens)
+        cache, G = state.sampling.cache, state.sampling.guidance_at(stage).branches
+        context = state.context[: G * len(drawn)]
         if cache is not None:
-            backbone = Backbone(self, self.positions, state.tokens, visible, drawn, G, state.context)
+            backbone = Backbone(self, self.positions, state.tokens, visible, drawn, G, context)
             z, memory = backbone.conditioning(cache, stage, state.memory)
             return self.proposal(state, stage, drawn, z, memory)
-        rows = state.tokens.repeat(G, 1, 1), state.context, visible.repeat(G, 1), drawn.repeat(G, 1)
+        rows = state.tokens.repeat(G, 1, 1), context, visible.repeat(G, 1), drawn.repeat(G, 1)
         return self.proposal(state, stage, drawn, self.backbone(*rows))
 
     def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None) -> Proposal:

@@ -18,7 +18,7 @@ from disa_framework.nn.rotary import grid_positions, rotary
 from disa_framework.nn.time import TimestepEmbedding, flow_times
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.guidance import Guidance, guided
+from disa_framework.sampling.guidance import guided
 from disa_framework.sampling.noise import NoiseSource
 from disa_framework.solvers.process import Nodes, RectifiedFlow
 from disa_framework.solvers.table import Denoiser
@@ -36,14 +36,14 @@ class XARState:
         class_embedding: `[G B, 1, w]`, conditional rows first.
         caches: keys and values of each block, encoder first.
         tables: of each stage.
-        guidance: of the run.
+        sampling: of the run.
         cells: the cells drawn so far, `[B, n, C]` each.
     """
 
     class_embedding: Tensor
     caches: list[KVCache]
     tables: list[Tables]
-    guidance: Guidance
+    sampling: SamplingConfig
     cells: tuple[Tensor, ...] = ()
 
 
@@ -197,18 +197,17 @@ class XAR(ARDiffusionModel[XARState]):
     def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> XARState:
         null = self.class_emb.weight[-1].expand(noise.batch_size, -1)
         embedding = null if condition is None else self.class_emb(condition)
-        if sampling.guidance.active:
+        if sampling.branches_from(0) > 1:
             embedding = torch.cat((embedding, null))
         blocks = (*self.encoder_blocks, *self.decoder_blocks)
         caches = allocate_caches(blocks, len(embedding), sampling.stages * self.cell_tokens, embedding)
         tables = [self.tables(self.cell(stage)) for stage in range(sampling.stages)]
-        return XARState(embedding[:, None], caches, tables, sampling.guidance)
+        return XARState(embedding[:, None], caches, tables, sampling)
 
     def propose(self, state: XARState, stage: int) -> Proposal:
         if stage:
             self._remember(state, stage - 1)
-        scale = state.guidance.rising(stage, self.max_stages)
-        return Proposal((self.cell_tokens, self.latent_shape[0]), self._denoiser(state, stage, scale))
+        return Proposal((self.cell_tokens, self.latent_shape[0]), self._denoiser(state, stage))
 
     def accept(self, state: XARState, proposal: Proposal, tokens: Tensor) -> XARState:
         return replace(state, cells=(*state.cells, tokens))
@@ -217,14 +216,14 @@ class XAR(ARDiffusionModel[XARState]):
         return self.from_cells(torch.cat(state.cells, dim=1))
 
     def _remember(self, state: XARState, stage: int) -> None:
-        """Puts the keys and values of a finished cell, seen at t = 0, into the caches of all branches."""
-        clean = state.cells[stage].repeat(len(state.class_embedding) // len(state.cells[stage]), 1, 1)
-        time = self.time_embed(clean.new_zeros(()))
-        self.velocity(clean, state.class_embedding + time, state.tables[stage], self.cell(stage), state.caches)
+        """Puts the keys and values of a finished cell, seen at t = 0, into the caches of the branches to come."""
+        clean = state.cells[stage].repeat(state.sampling.branches_from(stage + 1), 1, 1)
+        condition = state.class_embedding[: len(clean)] + self.time_embed(clean.new_zeros(()))
+        self.velocity(clean, condition, state.tables[stage], self.cell(stage), state.caches)
 
-    def _denoiser(self, state: XARState, stage: int, scale: float) -> Denoiser:
+    def _denoiser(self, state: XARState, stage: int) -> Denoiser:
         """The backbone on the noisy cell, guided within the interval."""
-        place, tables = self.cell(stage), state.tables[stage]
+        place, tables, guidance = self.cell(stage), state.tables[stage], state.sampling.guidance_at(stage)
 
         def embed(nodes: Nodes) -> Tensor:
             device = state.class_embedding.device
@@ -233,7 +232,7 @@ class XAR(ARDiffusionModel[XARState]):
         def head(x: Tensor, time: Tensor) -> Tensor:
             return self.velocity(x, state.class_embedding[: len(x)] + time, tables, place, state.caches)
 
-        return guided(head, embed, self.process, state.guidance, scale)
+        return guided(head, embed, self.process, guidance, guidance.rising(stage, self.max_stages))
 
     # --- training ---------------------------------------------------------------------------------------
 

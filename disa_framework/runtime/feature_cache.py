@@ -129,7 +129,8 @@ class Memory:
 
     Attributes:
         encoder, decoder: features of the conditional branch.
-        difference: `[B, N, w]`, what the unconditional branch's conditioning has more; `None` without guidance.
+        difference: `[B, N, w]`, what the unconditional branch's conditioning has more; `None` if there was none when
+            everything was computed.
     """
 
     encoder: BlockFeatures
@@ -179,7 +180,7 @@ class Backbone:
 
     def conditioning(self, cache: FeatureCache, stage: int, memory: Memory | None) -> tuple[Tensor, Memory]:
         """`z [G B, n, w]` of the tokens that a stage draws, and what the next stages need of it."""
-        if memory is None or cache.refreshes(stage):
+        if memory is None or cache.refreshes(stage) or (self.branches > 1 and memory.difference is None):
             return self._compute()
         return self._renew(memory, cache.share)
 
@@ -199,7 +200,7 @@ class Backbone:
         due = torch.cat((self.drawn, self.visible[:, known - S :]), dim=1) + S
         decoder = memory.decoder.renew(mar.decoder, x, due, share)
         z = self._read(decoder.late)
-        if memory.difference is not None:
+        if self.branches > 1 and memory.difference is not None:
             z = torch.cat((z, z + gather_tokens(memory.difference, self.drawn)))
         return z, Memory(encoder, decoder, memory.difference)
 

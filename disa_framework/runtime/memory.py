@@ -37,10 +37,10 @@ def peak_memory(device: torch.device, run: Callable[[], object]) -> int | None:
         run()
         return torch.cuda.max_memory_allocated(device)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew, see proc(5)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # starts the high-water mark anew, see proc(5)
     except OSError:
         run()
         return None
     run()
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -62,7 +62,7 @@ def _onednn_is_faster() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return False
     try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     return not intel and hasattr(torch.ops.mkldnn, "_linear_pointwise")

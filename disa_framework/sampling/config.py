@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ from disa_framework import values
 from disa_framework.files import write_atomically
 from disa_framework.runtime.feature_cache import FeatureCache
 from disa_framework.sampling.guidance import Guidance
+from disa_framework.sampling.order import TokenOrder
+from disa_framework.sampling.stage_sizes import StageSizes
 from disa_framework.schedules.base import Budget, StepSchedule
 from disa_framework.schedules.heuristic import Constant
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.ddpm import DDPM
 from disa_framework.solvers.process import Process
+
+_OPTIONAL: dict[str, type[Any]] = {"cache": FeatureCache, "order": TokenOrder, "stage_sizes": StageSizes}
+_KINDS: dict[str, type[Any]] = {"schedule": StepSchedule, "solver": Solver, "guidance": Guidance, **_OPTIONAL}
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,13 @@ class SamplingConfig:
     Args:
         schedule: diffusion steps of each AR stage; 50 at every stage by default.
         solver: turns noise into tokens, along its grid of times; DDPM from timestep 950 by default.
-        num_stages: AR stages of a sample; as many as the model can take by default.
+        num_stages: AR stages of a sample; by default as many as stage sizes or solver are for, or the model can take.
         guidance: classifier-free guidance; none by default.
         cache: reuse of features between stages, which saves a masked model much of its backbone's time and changes what
             it draws a little; off by default. `Lazy` has options.
+        order: which tokens of a masked model are drawn when; the model's own by default, MAR's is `RandomOrder`.
+        stage_sizes: how many tokens of a masked model each stage draws; the model's own by default, MAR's are
+            `CosineSizes`.
     """
 
     schedule: StepSchedule = Constant(50)
@@ -38,19 +46,22 @@ class SamplingConfig:
     num_stages: int | None = None
     guidance: Guidance = Guidance()
     cache: FeatureCache | None = None
+    order: TokenOrder | None = field(default=None, metadata=values.LATER)
+    stage_sizes: StageSizes | None = field(default=None, metadata=values.LATER)
 
     def __post_init__(self) -> None:
-        for name, kind in (("schedule", StepSchedule), ("solver", Solver), ("guidance", Guidance)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        for name, kind in _KINDS.items():
+            part, optional = getattr(self, name), name in _OPTIONAL
+            if not isinstance(part, kind) and not (optional and part is None):
+                raise ValueError(f"{name} must be a {kind.__name__}{' or None' * optional}, got {part!r}")
         stages = self.num_stages
         whole = isinstance(stages, int) and not isinstance(stages, bool)
         if stages is not None and (not whole or not 1 <= stages <= values.MOST):
             raise ValueError(f"num_stages must be a whole number from 1 to {values.MOST:,}, got {stages!r}")
-        if None not in (stages, self.solver.num_stages) and stages != self.solver.num_stages:
-            raise ValueError(f"this solver is for {self.solver.num_stages} stages, got num_stages={stages}")
-        if self.cache is not None and not isinstance(self.cache, FeatureCache):
-            raise ValueError(f"cache must be a FeatureCache or None, got {self.cache!r}")
+        for name, part in (("this solver is", self.solver), ("these stage sizes are", self.stage_sizes)):
+            own = None if part is None else part.num_stages
+            if None not in (stages, own) and stages != own:
+                raise ValueError(f"{name} for {own} stages, got num_stages={stages}")
 
     @property
     def stages(self) -> int:
@@ -67,6 +78,15 @@ class SamplingConfig:
     def budget(self) -> Budget:
         """`T(0), …, T(K-1)`; of an adaptive schedule the most that there can be."""
         return self.schedule.budget(self.stages)
+
+    def guidance_at(self, stage: int) -> Guidance:
+        """The guidance of a stage: none where it does not act."""
+        return self.guidance if self.guidance.acts_at(stage, self.stages) else Guidance()
+
+    def branches_from(self, stage: int) -> int:
+        """How many guidance branches a stage or a later one needs: those whose keys and values have to be kept."""
+        later = range(stage, self.stages)
+        return 2 if self.guidance.active and any(self.guidance.acts_at(k, self.stages) for k in later) else 1
 
     def evaluations(self, process: Process) -> int:
         """Head evaluations of a sample, at most.
@@ -96,7 +116,7 @@ class SamplingConfig:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no sampling config at {path}: disa-search writes one, and SamplingConfig.save")
         try:
-            return values.load(cls, yaml.safe_load(Path(path).read_text()))
+            return values.load(cls, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} holds no sampling config ({', '.join(FIELDS)}): {reason}") from error

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from disa_framework import values
 from disa_framework.solvers.process import Nodes, Process
 from disa_framework.solvers.table import Denoiser, Step, state_precision
 
@@ -32,26 +33,41 @@ class Guidance:
         schedule: `linear` grows from 1 to `scale` as stages fill the image, `constant` holds `scale`.
         interval: the `t` between which guidance acts, both ends included; 0 is the image, 1 is noise.
             Outside of it the unconditional branch of the head is not computed.
+        stages: the shares of the stages between which guidance acts, both ends included: at stage `k` of `K`, counted
+            from 0, if `(k + 1) / K` lies between them. At others no unconditional branch is computed, unless later
+            stages need its keys and values.
     """
 
     scale: float = 1.0
     schedule: Literal["linear", "constant"] = "linear"
     interval: tuple[float, float] = (0.0, 1.0)
+    stages: tuple[float, float] = field(default=(0.0, 1.0), metadata=values.LATER)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale) or abs(self.scale) > _MOST_SCALE:
             raise ValueError(f"guidance scale must lie in -{_MOST_SCALE} … {_MOST_SCALE}, got {self.scale:g}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
-        low, high = self.interval
-        object.__setattr__(self, "interval", (low, high))
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance interval must satisfy 0 <= low <= high <= 1, got {self.interval}")
+        for name in ("interval", "stages"):
+            ends = tuple(getattr(self, name))
+            object.__setattr__(self, name, ends)
+            if len(ends) != 2 or not 0.0 <= ends[0] <= ends[1] <= 1.0:
+                raise ValueError(f"guidance {name} must satisfy 0 <= low <= high <= 1, got {ends}")
 
     @property
     def active(self) -> bool:
-        """Whether any stage needs an unconditional branch."""
+        """Whether it changes anything, where it acts."""
         return self.scale != 1.0
+
+    @property
+    def branches(self) -> int:
+        """How many there are, the conditional one included."""
+        return 2 if self.active else 1
+
+    def acts_at(self, stage: int, num_stages: int) -> bool:
+        """Whether it acts at a stage, counted from 0."""
+        low, high = self.stages
+        return self.active and low <= (stage + 1) / num_stages <= high
 
     def at(self, progress: float) -> float:
         """Scale at a stage after which the share `progress` of the image exists."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from disa_framework.runtime.devices import bring
 from disa_framework.sampling.noise import NoiseSource
 
 
@@ -19,7 +21,8 @@ class TokenOrder(ABC):
 
     @abstractmethod
     def draw(self, noise: NoiseSource, height: int, width: int) -> Tensor:
-        """Places of the tokens, counted row by row, `[B, N]` int64, those that are drawn first in front.
+        """Places of the tokens, counted row by row, `[B, N]` int64, those that are drawn first in front; `[1, N]` if
+        all samples have the same order.
 
         They may lie on the CPU, wherever the noise is.
 
@@ -45,7 +48,7 @@ class RasterOrder(TokenOrder):
     """Row by row."""
 
     def draw(self, noise: NoiseSource, height: int, width: int) -> Tensor:
-        return _same(torch.arange(height * width), noise)
+        return torch.arange(height * width)[None]
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,7 @@ class HaltonOrder(TokenOrder):
     arXiv 2503.17076)."""
 
     def draw(self, noise: NoiseSource, height: int, width: int) -> Tensor:
-        seen: dict[int, None] = {}
-        i = 0
-        while len(seen) < height * width:
-            i += 1
-            seen.setdefault(int(_inverse(i, 2) * height) * width + int(_inverse(i, 3) * width))
-        return _same(torch.tensor([*seen]), noise)
+        return torch.tensor([_halton(height, width)])
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ class CheckerboardOrder(TokenOrder):
     levels: int = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.levels <= 16:
-            raise ValueError(f"levels must lie in 1 … 16, got {self.levels}")
+        if not isinstance(self.levels, int) or not 1 <= self.levels <= 16:
+            raise ValueError(f"levels must be a whole number from 1 to 16, got {self.levels!r}")
 
     def draw(self, noise: NoiseSource, height: int, width: int) -> Tensor:
         sums = (torch.arange(height)[:, None] + torch.arange(width)).flatten()
@@ -85,7 +83,7 @@ class CheckerboardOrder(TokenOrder):
             rank[sums % 2**level == 2 ** (level - 1)] = 1 + self.levels - level
         shuffled = noise.permutation(height * width)
         # A stable sort keeps the random order within each level.
-        return shuffled.gather(1, rank.to(shuffled.device)[shuffled].argsort(dim=1, stable=True))
+        return shuffled.gather(1, bring(rank, shuffled.device)[shuffled].argsort(dim=1, stable=True))
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,25 @@ class ListedOrder(TokenOrder):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", tuple(self.places))
-        if sorted(self.places) != [*range(len(self.places))] or not self.places:
+        whole = all(isinstance(place, int) for place in self.places)
+        if not whole or sorted(self.places) != [*range(len(self.places))] or not self.places:
             raise ValueError(f"an order has every place from 0 to {len(self.places) - 1} once, got {self.places}")
 
     def draw(self, noise: NoiseSource, height: int, width: int) -> Tensor:
         if len(self.places) != height * width:
             raise ValueError(f"this order is of {len(self.places)} tokens, the model draws {height * width}")
-        return _same(torch.tensor(self.places), noise)
+        return torch.tensor([self.places], dtype=torch.int64)
 
 
-def _same(order: Tensor, noise: NoiseSource) -> Tensor:
-    """The same order `[N]` for every sample."""
-    return order.expand(noise.batch_size, -1)
+@cache
+def _halton(height: int, width: int) -> tuple[int, ...]:
+    """Places in the order in which the sequence comes to them."""
+    seen: dict[int, None] = {}
+    i = 0
+    while len(seen) < height * width:
+        i += 1
+        seen.setdefault(int(_inverse(i, 2) * height) * width + int(_inverse(i, 3) * width))
+    return tuple(seen)
 
 
 def _inverse(number: int, base: int) -> float:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 class StageSizes(ABC):
     """Subclass as a frozen dataclass and implement `left`."""
 
     @abstractmethod
-    def left(self, progress: float) -> float:
-        """The share of the tokens that is left after the share `progress` of the stages, falling from 1 to 0."""
+    def left(self, done: int, num_stages: int) -> float:
+        """The share of the tokens that is left after so many of `K` stages, falling from 1 to 0."""
+
+    @property
+    def num_stages(self) -> int | None:
+        """The number of stages that they are for; any number where it is None."""
+        return None
 
     def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
         """How many tokens each of the `K` stages draws, one at least.
@@ -23,11 +29,10 @@ class StageSizes(ABC):
         Raises:
             ValueError: if there are no such sizes.
         """
-        if not 1 <= num_stages <= num_tokens:
-            raise ValueError(f"{num_tokens} tokens are drawn in 1 … {num_tokens} stages, got {num_stages}")
+        _check(num_tokens, num_stages)
         before, found = num_tokens, []
         for k in range(1, num_stages):
-            wanted = math.floor(num_tokens * self.left(k / num_stages))
+            wanted = math.floor(num_tokens * self.left(k, num_stages))
             after = max(num_stages - k, min(before - 1, wanted))
             found.append(before - after)
             before = after
@@ -38,16 +43,21 @@ class StageSizes(ABC):
 class CosineSizes(StageSizes):
     """Few tokens first, and more at every stage, as published for MAR (arXiv 2406.11838)."""
 
-    def left(self, progress: float) -> float:
-        return math.cos(math.pi / 2 * progress)
+    def left(self, done: int, num_stages: int) -> float:
+        return math.cos(math.pi / 2 * done / num_stages)  # rounded as in the published code
 
 
 @dataclass(frozen=True)
 class LinearSizes(StageSizes):
-    """As many at every stage."""
+    """As many at every stage, up to one."""
 
-    def left(self, progress: float) -> float:
-        return 1 - progress
+    def left(self, done: int, num_stages: int) -> float:
+        return 1 - done / num_stages
+
+    def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
+        _check(num_tokens, num_stages)
+        ends = [round(num_tokens * k / num_stages) for k in range(num_stages + 1)]
+        return tuple(end - start for start, end in pairwise(ends))
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ class ExponentialSizes(StageSizes):
         if not 0 < self.rate <= 100:
             raise ValueError(f"rate must be above 0 and at most 100, got {self.rate}")
 
-    def left(self, progress: float) -> float:
-        return -math.expm1(-self.rate * (1 - progress)) / -math.expm1(-self.rate)
+    def left(self, done: int, num_stages: int) -> float:
+        return math.expm1(-self.rate * (1 - done / num_stages)) / math.expm1(-self.rate)
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,15 @@ class ListedSizes(StageSizes):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "each", tuple(self.each))
-        if not self.each or any(size < 1 for size in self.each):
-            raise ValueError(f"every stage draws one token at least, got {self.each}")
+        if not self.each or any(not isinstance(size, int) or size < 1 for size in self.each):
+            raise ValueError(f"every stage draws a whole number of tokens, one at least, got {self.each}")
 
-    def left(self, progress: float) -> float:
-        return 1 - sum(self.each[: round(progress * len(self.each))]) / sum(self.each)
+    @property
+    def num_stages(self) -> int:
+        return len(self.each)
+
+    def left(self, done: int, num_stages: int) -> float:
+        return 1 - sum(self.each[:done]) / sum(self.each)
 
     def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
         if sum(self.each) != num_tokens or len(self.each) != num_stages:
@@ -93,3 +107,8 @@ class ListedSizes(StageSizes):
                 f"the model draws {num_tokens} in {num_stages}"
             )
         return self.each
+
+
+def _check(num_tokens: int, num_stages: int) -> None:
+    if not 1 <= num_stages <= num_tokens:
+        raise ValueError(f"{num_tokens} tokens are drawn in 1 … {num_tokens} stages, got {num_stages}")

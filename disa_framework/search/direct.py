@@ -18,7 +18,7 @@ from disa_framework.resuming import RunIdentity, fingerprint
 from disa_framework.runtime.devices import name_of
 from disa_framework.sampling.condition import Condition, digest, size, take
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.schedules import Constant, Linear, TwoStage
+from disa_framework.schedules import Constant, Linear, PerStage, TwoStage
 from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import Calibration, Profile, measure_profile
 from disa_framework.search.fitting import Fitting, fit_solver
@@ -60,12 +60,15 @@ class Direct:
     def fit(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """A solver that is fitted to the head, with the schedule of its tables that shifts what is drawn least."""
         fitting = self.fitting
+        self._check(base, limit, fitting.steps[0])
         fitted = replace(base, solver=self._solver(base))
         calibration = Calibration(
             fitting.steps, max(fitting.steps), fitting.reference, fitting.reference_steps, self.calibration.stride
         )
-        profile = self._profile(fitted, limit, calibration)
-        return replace(fitted, schedule=profile.schedule(limit, self.costs.model(fitted)))
+        budget = self._profile(fitted, limit, calibration).schedule(limit, self.costs.model(fitted)).steps
+        process = self.meter.module.model.process
+        rows = (fitted.solver.at(stage).evaluations(process, steps) for stage, steps in enumerate(budget))
+        return replace(fitted, schedule=PerStage(tuple(rows)))  # where a table of so many steps was no better
 
     def calibrate(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""
@@ -136,11 +139,15 @@ class Direct:
             SamplingConfig(solver=solver).save(path)
         return solver
 
-    def _profile(self, base: SamplingConfig, limit: float, calibration: Calibration) -> Profile:
-        """That of a config; a ValueError if nothing on the menu meets the limit: then there is nothing to measure."""
-        cheapest = self.costs(replace(base, schedule=Constant(min(calibration.menu))))
+    def _check(self, base: SamplingConfig, limit: float, fewest: int) -> None:
+        """Raises a ValueError if not even the fewest steps meet the limit: then there is nothing to measure."""
+        cheapest = self.costs(replace(base, schedule=Constant(fewest)))
         if cheapest > limit:
             raise ValueError(f"no budget costs at most {limit:.6g}: the cheapest feasible cost is {cheapest:.6g}")
+
+    def _profile(self, base: SamplingConfig, limit: float, calibration: Calibration) -> Profile:
+        """That of a config; a ValueError if nothing on the menu meets the limit."""
+        self._check(base, limit, calibration.menu[0])
         seed, count = self.meter.module.seed, self.plan.profile_samples
         asked, alike = self._some(count), replace(base, schedule=Constant())
         how = {"calibration": repr(calibration), "samples": count, "seed": seed}
@@ -168,5 +175,8 @@ class Direct:
         self, kind: str, suffix: str, asked: Condition | None, sampling: SamplingConfig, **more: Any
     ) -> Path | None:
         """For what these decide, beside model, tokenizer and precision."""
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
         known = {**self.known, "condition": digest(asked), "sampling": sampling.dump(), **more}
-        return None if self.folder is None else self.folder / f"{kind}-{fingerprint(known)}{suffix}"
+        return self.folder / f"{kind}-{fingerprint(known)}{suffix}"

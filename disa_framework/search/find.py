@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from disa_framework.search.objective import Objective, sampling_of
 from disa_framework.search.plan import Found, Plan, Point
 from disa_framework.search.report import candidates, compare, line, summary, write_page, write_trials
 from disa_framework.search.storage import open_storage
-from disa_framework.search.study import another_reports, check_drawn, choose, counted, ranked, search
+from disa_framework.search.study import another_reports, check_drawn, check_identity, choose, counted, ranked, search
 
 _FRONT = 4  # limits between the cheapest schedule and the baseline, at which a Pareto study begins
 
@@ -95,15 +95,31 @@ class _Search:
         self, meter: Meter, limit: Limit, plan: Plan, known: RunIdentity, folder: Path | None, bars: Bars
     ) -> None:
         self.meter, self.limit, self.plan, self.folder, self.bars = meter, limit, plan, folder, bars
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
         self.direct = Direct(meter, plan, limit.unit, known, folder, bars)
         self.costs, self.base, self.known = self.direct.costs, meter.module.sampling, known
-        self.most = limit.cost(self.costs)
+        self.storage: BaseStorage | None = None
 
     def found(self) -> Found:
         """What the plan's method finds."""
-        return {"study": self._study, "pareto": self._pareto}.get(self.plan.method, self._direct)()
+        if self.plan.method != "pareto" and self.limit.most is None and self.limit.times is None:
+            raise ValueError("give a limit: seconds, a speedup, or evaluations")
+        if not self.plan.tries:
+            return self._direct()
+        self._given_starts()
+        if self.limit.unit == "evaluations":  # else costs are measured first
+            self._objective().check()
+        self.storage = self._storage()
+        check_identity(self.storage, self.plan.study_name, self._identity())
+        return self._pareto() if self.plan.method == "pareto" else self._study()
+
+    @cached_property
+    def most(self) -> float | None:
+        """The greatest cost, or none."""
+        return self.limit.cost(self.costs)
+
+    def _objective(self) -> Objective:
+        plan = self.plan
+        return Objective(self.meter, self.costs, plan.space, self.most, plan.rungs, pareto=plan.method == "pareto")
 
     def _direct(self) -> Found:
         way = partial(getattr(self.direct, self.plan.method), self.base)
@@ -111,8 +127,7 @@ class _Search:
         return self._best(timed.sampling if timed else way(self._given), timed)
 
     def _study(self) -> Found:
-        plan, costs, limit = self.plan, self.costs, self._given
-        objective = Objective(self.meter, costs, plan.space, limit, plan.rungs)
+        plan, costs, limit, objective = self.plan, self.costs, self._given, self._objective()
         objective.check()
         ramps = fitted_ramps(costs, limit, num_stages=plan.space.num_stages)
         study, unfinished = self._run(objective, self._given_starts() | self._calibrated(limit) | ramps)
@@ -138,8 +153,7 @@ class _Search:
         return replace(found, rows=rows, notes=(summary(study),))
 
     def _pareto(self) -> Found:
-        plan, costs = self.plan, self.costs
-        objective = Objective(self.meter, costs, plan.space, self.most, plan.rungs, pareto=True)
+        plan, costs, objective = self.plan, self.costs, self._objective()
         objective.check()
         starts, highest = self._given_starts(), self.most or costs(self.base)
         lowest = min(map(costs, plan.space.cheapest(self.base)))
@@ -162,8 +176,7 @@ class _Search:
 
     @property
     def _given(self) -> float:
-        if self.most is None:
-            raise ValueError("give a limit: seconds, a speedup, or evaluations")
+        assert self.most is not None
         return self.most
 
     def _given_starts(self) -> dict[str, SamplingConfig]:
@@ -177,7 +190,7 @@ class _Search:
 
     def _run(self, objective: Objective, starts: Mapping[str, SamplingConfig]) -> tuple[Study, Found | None]:
         """The study with all its trials; if it is for another worker to say what was found, what is known so far."""
-        plan, begun, storage = self.plan, datetime.now(), self._storage()
+        plan, begun, storage = self.plan, datetime.now(), self.storage
         if 2 * len(starts) > plan.trials:
             _log.info("%d of %d trials are what it begins with: more search further", len(starts), plan.trials)
         with self.bars("trials") as progress:
@@ -222,6 +235,7 @@ class _Search:
     def _best(self, sampling: SamplingConfig, timed: Timed | None) -> Found:
         """The config, written."""
         if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             sampling.save(self.folder / "best.yaml")
         return Found(sampling, self.costs(sampling), self.costs.unit, timed, folder=self.folder)
 
@@ -234,6 +248,7 @@ class _Search:
 
     def _write_trials(self, study: Study) -> None:
         if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_trials(self.folder / "trials.csv", study)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,13 +26,28 @@ from disa_framework.sampling.generation import evaluating
 from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import Constant
 from disa_framework.schedules.base import step_count
-from disa_framework.solvers import DPMSolverPP, Fitted, LogSNR, Process, Solver, Staged, Table, Times
-from disa_framework.solvers.table import Denoiser
+from disa_framework.solvers import (
+    DPMSolverPP,
+    Fitted,
+    Grid,
+    Karras,
+    LogSNR,
+    PowerTime,
+    Process,
+    Solver,
+    Staged,
+    Table,
+    Times,
+)
+from disa_framework.solvers.table import Denoiser, State
 
 _EARLIEST = 0.98  # of the times: nearer to noise, a head that predicts noise says next to nothing of tokens
+_LATEST, _FALLING = 1e-5, 0.9999  # the least time, but for what keeps times falling
+_FIRST = 0.97  # time of the first row, before it is moved
 _SMALL = 1e-3  # change of a number, for differences
 _FAR = 0.7  # largest change of a number in an iteration
 _TRIES = 6  # of an iteration, ever shorter
+_EXACT, _BETTER = 1e-9, 0.9  # shares of the tokens' size, and of the error of a table of fewer steps
 _ENOUGH = 1e-3  # the share of the error that an iteration has to take away
 
 _Found = dict[int, Tensor]
@@ -51,12 +67,12 @@ class Fitting:
         iterations: at most, for each table.
     """
 
-    steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     coefficients: bool = True
     shared: bool = False
     reference: Solver = DPMSolverPP(2, LogSNR(0.98, 0.002))
     reference_steps: int = 100
-    iterations: int = 15
+    iterations: int = 25
 
     def __post_init__(self) -> None:
         if not self.steps or sorted({step_count(steps) for steps in self.steps}) != [*self.steps]:
@@ -79,7 +95,7 @@ def fit_solver(
     """Fits tables to a model.
 
     Args:
-        model: whose head is evaluated; its dtype should be float32.
+        model: whose head is evaluated, in float32 or float64.
         condition: of the samples, `B` of them.
         sampling: all but schedule and solver: tables are for one guidance, one number of stages and so on.
         fitting: what is fitted.
@@ -95,6 +111,8 @@ def fit_solver(
     """
     reference = replace(sampling, solver=fitting.reference, schedule=Constant(fitting.reference_steps))
     settled = model.settle(reference)
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"a solver is fitted by small differences, which {model.dtype} rounds off: take float32")
     if condition is not None:
         model.check_condition(condition)
     source = PhiloxNoise(seed, torch.arange(batch_size if condition is None else size(condition)), model.device)
@@ -121,11 +139,15 @@ class _Case:
 
     def __init__(self, denoise: Denoiser, noise: Tensor, reference: Table) -> None:
         self.denoise, self.noise = denoise, noise
-        self.goal = self.drawn(reference)
+        self.goal = self.states(reference)[-1][0]
 
-    def drawn(self, table: Table) -> Tensor:
-        """What a table makes of the noise."""
-        return table.run(self.denoise, lambda draws, dtype: self.noise.to(dtype), self.noise.dtype)
+    def states(self, table: Table, before: Sequence[State] = ()) -> list[State]:
+        """Those before each row of a table, and after the last; the first ones may be known."""
+        step = self.denoise(table.nodes)
+        states = [*before] or [(table.begin(self.noise[0])[0],) * 3]  # as many as any row reads
+        for i in range(len(states) - 1, len(table)):
+            states.append(table.advance(states[-1], step, i, self.noise, self.noise.dtype))
+        return states
 
 
 class _Problem:
@@ -135,28 +157,33 @@ class _Problem:
         self.process, self.cases, self.fitting = process, cases, fitting
 
     def tables(self, before: _Found) -> _Found:
-        """The best that are found, from those of the stage before or a guess on; without what is no better than a table
-        of fewer steps."""
+        """The best that are found, from those of the stage before or a guess on; without what is hardly better than a
+        table of fewer steps."""
         found, least = _Found(), math.inf
+        exact = _EXACT * max(_size(case.goal) for case in self.cases)
         for steps in self.fitting.steps:
-            starts = [self._guess(steps), *(numbers for known, numbers in before.items() if known == steps)]
-            numbers, error = self._solved(min(starts, key=lambda numbers: _size(self._miss(numbers))))
-            if error < least:
+            if least < exact:
+                break
+            starts = [self._guess(steps, grid) for grid in _guesses(steps)]
+            starts += [numbers for known, numbers in before.items() if known == steps]
+            numbers, error = self._solved(min(starts, key=lambda numbers: _size(self._miss(self._states(numbers)))))
+            if error < _BETTER * least:
                 found[steps], least = numbers, error
         return found
 
     def _solved(self, numbers: Tensor) -> tuple[Tensor, float]:
         """The numbers of least error from these on, and the error."""
-        free, miss, damping = self._free(len(numbers)), self._miss(numbers), 1e-2
+        free, states, damping = self._free(len(numbers)), self._states(numbers), 1e-2
+        miss = self._miss(states)
         for _ in range(self.fitting.iterations):
-            slopes = [(self._miss(_moved(numbers, free[i], _SMALL)) - miss) / _SMALL for i in range(len(free))]
-            slope, least = torch.stack(slopes), _size(miss)
-            normal, gradient = slope @ slope.T, slope @ miss
+            slopes, least = self._slopes(numbers, free, states), _size(miss)
+            normal, gradient = slopes @ slopes.T, slopes @ miss
             for _ in range(_TRIES):
                 damped = normal + damping * torch.diag(normal.diag() + 1e-9)
-                step = -torch.linalg.solve(damped, gradient).clamp(-_FAR, _FAR)
+                step = -torch.linalg.solve(damped, gradient).nan_to_num().clamp(-_FAR, _FAR)
                 tried = _moved(numbers, free, step)
-                if _size(after := self._miss(tried)) < least:
+                states = self._states(tried)
+                if _size(after := self._miss(states)) < least:
                     break
                 damping *= 4
             else:
@@ -166,16 +193,30 @@ class _Problem:
                 break
         return numbers, _size(miss)
 
-    def _miss(self, numbers: Tensor) -> Tensor:
-        """What tokens differ by, `[cases B n D]`."""
-        table = _solver({len(numbers): numbers}, self.process, self.fitting).build(self.process, len(numbers))
-        return torch.cat([(case.drawn(table) - case.goal).flatten() for case in self.cases]).double().cpu()
+    def _slopes(self, numbers: Tensor, places: Tensor, states: Sequence[list[State]]) -> Tensor:
+        """Of what tokens differ by, `[R, cases B n D]`. A number changes nothing before its row."""
+        miss, slopes = self._miss(states), []
+        for number in places.tolist():
+            before = [known[: number // 5 + 1] for known in states]
+            slopes.append((self._miss(self._states(_moved(numbers, number, _SMALL), before)) - miss) / _SMALL)
+        return torch.stack(slopes)
 
-    def _guess(self, steps: int) -> Tensor:
-        """DPM-Solver++ (2M) on even steps in the log-SNR, which end the sooner the fewer they are."""
-        first, last = (self.process.log_snr(self.process.at_unit_time(t)) for t in (0.97, 0.25 / steps))
-        grows = [math.log((last - first) / max(steps - 1, 1))] * (steps - 1)
-        places = torch.tensor([first, *grows], dtype=torch.float64)
+    def _states(self, numbers: Tensor, before: Sequence[list[State]] = ()) -> list[list[State]]:
+        """Those of each case; the first ones may be known."""
+        table = _solver({len(numbers): numbers}, self.process, self.fitting).build(self.process, len(numbers))
+        known = before or [[]] * len(self.cases)
+        return [case.states(table, begun) for case, begun in zip(self.cases, known, strict=True)]
+
+    def _miss(self, states: Sequence[list[State]]) -> Tensor:
+        """What tokens differ by, `[cases B n D]`."""
+        pairs = zip(self.cases, states, strict=True)
+        return torch.cat([(known[-1][0] - case.goal).flatten() for case, known in pairs]).double().cpu()
+
+    def _guess(self, steps: int, grid: Grid) -> Tensor:
+        """DPM-Solver++ (2M) on a grid."""
+        times = [min(self.process.unit_time(t), _FIRST) for t in grid.nodes(self.process, steps).times[:-1]]
+        levels = [self.process.log_snr(self.process.at_unit_time(t)) for t in times]
+        places = torch.tensor([levels[0], *(math.log(b - a) for a, b in pairwise(levels))], dtype=torch.float64)
         rows = DPMSolverPP(2, Times((_times(places, self.process),))).build(self.process, steps).rows
         return torch.cat((places[:, None], torch.tensor([(row.A, row.B, row.C, row.D) for row in rows])), dim=1)
 
@@ -187,13 +228,18 @@ class _Problem:
         return free.flatten().nonzero().squeeze(1)
 
 
+def _guesses(steps: int) -> list[Grid]:
+    """The fewer the steps, the sooner they end."""
+    return [LogSNR(_FIRST, 0.25 / steps), LogSNR(_FIRST), Karras(_FIRST, 0.1 / steps), PowerTime(_FIRST)]
+
+
 def _size(miss: Tensor) -> float:
     """Mean square; infinite where something is not finite."""
     value = miss.square().mean().item()
     return value if math.isfinite(value) else math.inf
 
 
-def _moved(numbers: Tensor, places: Tensor, by: Tensor | float) -> Tensor:
+def _moved(numbers: Tensor, places: Tensor | int, by: Tensor | float) -> Tensor:
     flat = numbers.flatten().clone()
     flat[places] += by
     return flat.view_as(numbers)
@@ -201,8 +247,12 @@ def _moved(numbers: Tensor, places: Tensor, by: Tensor | float) -> Tensor:
 
 def _times(places: Tensor, process: Process) -> tuple[float, ...]:
     """From 0 to 1, of `lambda` as `_Found` has it."""
-    levels = torch.cat((places[:1], places[1:].exp())).cumsum(dim=0).tolist()
-    return tuple(min(process.unit_time(process.time_at(level)), _EARLIEST) for level in levels)
+    times, before = [], _EARLIEST
+    for level in torch.cat((places[:1], places[1:].exp())).cumsum(dim=0).tolist():
+        before = max(min(process.unit_time(process.time_at(level)), before), _LATEST)
+        times.append(before)
+        before *= _FALLING
+    return tuple(times)
 
 
 def _solver(tables: _Found, process: Process, fitting: Fitting) -> Solver:

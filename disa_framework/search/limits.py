@@ -99,9 +99,11 @@ class Costs:
 
 
 def sharing_costs(sampling: SamplingConfig) -> SamplingConfig:
-    """The same for all configs that have one cost model."""
+    """The same for all configs that have one cost model; an order costs nothing."""
     guidance = replace(sampling.guidance, scale=2.0 if sampling.guidance.active else 1.0)
-    return SamplingConfig(num_stages=sampling.stages, guidance=guidance, cache=sampling.cache)
+    return SamplingConfig(
+        num_stages=sampling.stages, guidance=guidance, cache=sampling.cache, stage_sizes=sampling.stage_sizes
+    )
 
 
 def filled(sampling: SamplingConfig, costs: Costs, limit: float, least: int = 1) -> SamplingConfig:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from disa_framework.data.requests import Request, RequestData
+from disa_framework.data.requests import Request, RequestData, predictor
 from disa_framework.measure.cases import placed
 from disa_framework.measure.latency import measure_latency
 from disa_framework.metrics.quality import Quality
@@ -53,10 +53,7 @@ class Meter(Callback):
         trainer: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.quality, self.condition, self.batch_size = module, quality, condition, batch_size
-        self._options = {
-            **(trainer or {}), "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-            "enable_model_summary": False, "inference_mode": True, "callbacks": [self],
-        }  # fmt: skip
+        self._options = {**(trainer or {}), "enable_progress_bar": False, "enable_model_summary": False}
         made = self._trainer()
         self.world_size, self.precision = made.world_size, str(made.precision)
         self.metric = None if quality is None else quality.metric(module, condition)
@@ -193,7 +190,7 @@ class Meter(Callback):
 
     def _trainer(self) -> Trainer:
         with _quiet():
-            return Trainer(**self._options)
+            return predictor(self._options, self)
 
     def _agree(self, error: Exception | None) -> None:
         """Raises on all processes if any has an error."""

@@ -14,6 +14,8 @@ from optuna.trial import BaseTrial
 
 from disa_framework.runtime.feature_cache import Lazy
 from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.order import TokenOrder
+from disa_framework.sampling.stage_sizes import StageSizes
 from disa_framework.schedules import PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.schedules.base import step_count
 from disa_framework.solvers import Solver
@@ -176,14 +178,16 @@ class Lever(NamedTuple):
     """A part of a config that a study may choose; the space has a field of its name.
 
     Attributes:
-        read: its value in a config; `None` where that has no such part.
+        read: its value in a config.
         put: the config with another value.
         offers: `Range` where the field has a least and a greatest value, `Options` where it lists them.
+        there: whether a config has such a part.
     """
 
     read: Callable[[SamplingConfig], Any]
     put: Callable[[SamplingConfig, Any], SamplingConfig]
     offers: type[Range] | type[Options] = Options
+    there: Callable[[SamplingConfig], bool] = lambda base: True
 
 
 def _with_temperature(base: SamplingConfig, temperature: float) -> SamplingConfig:
@@ -191,8 +195,13 @@ def _with_temperature(base: SamplingConfig, temperature: float) -> SamplingConfi
     return replace(base, solver=replace(solver, temperature=temperature))
 
 
-def _with_guidance(base: SamplingConfig, scale: float) -> SamplingConfig:
-    return replace(base, guidance=replace(base.guidance, scale=scale))
+def _guidance(part: str, offers: type[Range] | type[Options]) -> Lever:
+    """That of a field of guidance."""
+    return Lever(
+        lambda base: getattr(base.guidance, part),
+        lambda base, value: replace(base, guidance=replace(base.guidance, **{part: value})),
+        offers,
+    )
 
 
 def _with_refresh(base: SamplingConfig, period: int) -> SamplingConfig:
@@ -203,9 +212,17 @@ def _with_refresh(base: SamplingConfig, period: int) -> SamplingConfig:
 LEVERS = {
     "num_stages": Lever(lambda base: base.stages, lambda base, count: replace(base, num_stages=count)),
     "solver": Lever(lambda base: base.solver, lambda base, solver: replace(base, solver=solver)),
-    "temperature": Lever(lambda base: getattr(base.solver, "temperature", None), _with_temperature, Range),
-    "guidance": Lever(lambda base: base.guidance.scale, _with_guidance, Range),
+    "temperature": Lever(
+        lambda base: getattr(base.solver, "temperature", 1.0),
+        _with_temperature,
+        Range,
+        lambda base: hasattr(base.solver, "temperature"),
+    ),
+    "guidance": _guidance("scale", Range),
+    "guided_stages": _guidance("stages", Options),
     "refresh": Lever(lambda base: getattr(base.cache, "refresh", 1), _with_refresh),
+    "order": Lever(lambda base: base.order, lambda base, order: replace(base, order=order)),
+    "stage_sizes": Lever(lambda base: base.stage_sizes, lambda base, sizes: replace(base, stage_sizes=sizes)),
 }
 """What may be chosen beside the schedule, in this order."""
 
@@ -222,7 +239,10 @@ class Space:
         temperature: least and greatest factor on the noise of the steps, of solvers that draw any. Few steps lose
             variance, which a temperature above 1 gives back.
         guidance: least and greatest scale of guidance.
+        guided_stages: intervals of the stages to choose from, between which guidance acts.
         refresh: periods of feature caching to choose from; 1 does without.
+        order: of the tokens of a masked model, to choose from.
+        stage_sizes: of a masked model, to choose from.
     """
 
     schedule: ScheduleSpace = Knots()
@@ -230,10 +250,15 @@ class Space:
     solver: Sequence[Solver] = ()
     temperature: tuple[float, float] | None = None
     guidance: tuple[float, float] | None = None
+    guided_stages: Sequence[tuple[float, float]] = ()
     refresh: tuple[int, ...] = ()
+    order: Sequence[TokenOrder] = ()
+    stage_sizes: Sequence[StageSizes] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solver", tuple(self.solver))
+        for name in ("solver", "order", "stage_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "guided_stages", tuple(map(tuple, self.guided_stages)))
         for name, lever in LEVERS.items():
             given = getattr(self, name)
             if given and lever.offers is Range and not 0 <= given[0] <= given[1]:
@@ -248,14 +273,14 @@ class Space:
         """What a trial asks for; `base` has the rest."""
         sampling = base
         for name, lever, offered in self._offered(base):
-            if lever.read(sampling) is not None:
+            if lever.there(sampling):
                 sampling = lever.put(sampling, offered.suggest(trial, name))
         return replace(sampling, schedule=self.schedule.suggest(trial, sampling.stages))
 
     def encode(self, sampling: SamplingConfig, base: SamplingConfig) -> dict[str, Any]:
         """Parameters of the choice that is most like a config; `base` has what is not chosen."""
-        read = ((name, lever.read(sampling), offered) for name, lever, offered in self._offered(base))
-        found = {name: offered.encode(value) for name, value, offered in read if value is not None}
+        there = [item for item in self._offered(base) if item[1].there(sampling)]
+        found = {name: offered.encode(lever.read(sampling)) for name, lever, offered in there}
         return found | self.schedule.encode(sampling.schedule, sampling.stages)
 
     def cheapest(self, base: SamplingConfig) -> list[SamplingConfig]:
@@ -266,10 +291,10 @@ class Space:
         """
         found = [base]
         for name, lever, offered in self._offered(base):
-            if all(lever.read(sampling) is None for sampling in found):
+            if not any(map(lever.there, found)):
                 raise ValueError(f"none of the solvers has a {name}: offer one that has, such as DDPM, or leave it out")
             found = [
-                sampling if lever.read(sampling) is None else lever.put(sampling, value)
+                lever.put(sampling, value) if lever.there(sampling) else sampling
                 for sampling in found
                 for value in offered.values
             ]

@@ -94,8 +94,24 @@ def search(
             study.optimize(take_turn, n_trials=1, callbacks=list(callbacks))
         except AssertionError as error:  # by which Optuna hides that the storage did not take how a trial ended
             raise error.__context__ or error from None
+        except Exception:
+            raise
+        except BaseException:  # an interrupt, at which Optuna leaves a trial running
+            for trial in filter(_is_ours, _running(study)):
+                _repeat(study, trial)
+            raise
         ended = time.monotonic()
     return study
+
+
+def check_identity(storage: BaseStorage | None, name: str, identity: RunIdentity) -> None:
+    """Raises a ValueError if the storage has a study of this name that was begun with another identity."""
+    for known in [] if storage is None else storage.get_all_studies():
+        if known.study_name == name and (names := differing(known.user_attrs.get("identity", identity), identity)):
+            raise ValueError(
+                f"the study {name!r} was begun with other settings ({names} differ): choose another storage or study "
+                "name"
+            )
 
 
 def over_limit(trial: FrozenTrial) -> bool:
@@ -189,11 +205,7 @@ def _open(
         deadline = time.monotonic() + _PATIENCE  # of the worker that is just beginning it, if one is
         while not study.user_attrs.get("begun") and time.monotonic() < deadline:
             time.sleep(0.1)
-        if names := differing(study.user_attrs.get("identity", identity), identity):
-            raise ValueError(
-                f"the study {name!r} was begun with other settings ({names} differ): choose another storage or study "
-                "name"
-            ) from None
+        check_identity(storage, name, identity)
     _enqueue(study, objective, starts)
     return study
 
@@ -230,11 +242,18 @@ def _goes_on(study: Study, trials: int) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)
-        for trial in filter(_is_unsigned, _running(study)):  # its worker has shown no heartbeat, either
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            RetryHeartbeatStaleTrialCallback(RETRIES)(study, trial)
+    for trial in filter(_is_unsigned, _running(study)):  # its worker has shown no heartbeat, either
+        _repeat(study, trial)
     too_many = sum(map(over_limit, study.get_trials(deepcopy=False))) >= _OVER_LIMIT * trials
     return len(counted(study)) < trials and not too_many
+
+
+def _repeat(study: Study, trial: FrozenTrial) -> None:
+    """Fails a trial whose worker is lost, and has it drawn again."""
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback(RETRIES)(study, trial)
 
 
 def _running(study: Study) -> list[FrozenTrial]:

@@ -9,7 +9,7 @@ solves the reverse SDE, with as much noise as one likes (arXiv 2211.01095, eq. 1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from disa_framework.solvers.base import Solver
@@ -78,7 +78,7 @@ class DPMSolverPP(_Multistep):
     Args:
         eta: 0 solves the probability-flow ODE, 1 the reverse SDE (the published SDE-DPM-Solver++), and what lies
             between has part of its noise.
-        temperature: factor on the noise of each step, where there is any.
+        temperature: factor on all noise: that which tokens begin as, and that of each step, where there is any.
     """
 
     eta: float = 0.0
@@ -89,6 +89,9 @@ class DPMSolverPP(_Multistep):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
         check_numbers(DPMSolverPP.__init__, vars(self))
+
+    def build(self, process: Process, steps: int) -> Table:
+        return replace(super().build(process, steps), start=self.temperature)
 
     def _step(self, process: Process, nodes: Nodes, i: int, h: float) -> _Step:
         (alpha, alpha_s), (sigma, sigma_s) = nodes.alphas[i : i + 2], nodes.sigmas[i : i + 2]

@@ -6,11 +6,13 @@ Any row of a table is linear, so a few numbers say all of it; Shaul et al. (arXi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.process import Process
 from disa_framework.solvers.table import Row, Table
+from disa_framework.values import check_numbers
 
 FittedRow = tuple[float, float, float, float, float]
 """The time from 0 (clean) to 1 (noise) of an evaluation, and `A`, `B`, `C`, `D` of `x' = A x + B m + C m' + D m''` with
@@ -23,9 +25,11 @@ class Fitted(Solver):
 
     Args:
         tables: for each number of steps, its rows. Other numbers of steps take the largest one below.
+        temperature: factor on the noise that tokens begin as.
     """
 
     tables: tuple[tuple[FittedRow, ...], ...]
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         tables = sorted((tuple(tuple(map(float, row)) for row in rows) for rows in self.tables), key=len)
@@ -34,6 +38,7 @@ class Fitted(Solver):
             raise ValueError("a fitted solver has one table for each number of steps, from 1 on")
         if any(len(row) != 5 or not 0 < row[0] <= 1 for rows in tables for row in rows):
             raise ValueError("rows of a fitted solver are a time above 0 and up to 1, and four coefficients")
+        check_numbers(Fitted.__init__, vars(self))
 
     def build(self, process: Process, steps: int) -> Table:
         fitting = [rows for rows in self.tables if len(rows) <= steps]
@@ -42,7 +47,7 @@ class Fitted(Solver):
         nodes = process.nodes([process.at_unit_time(row[0]) for row in fitting[-1]])
         coefficients = zip(nodes.alphas, nodes.sigmas, fitting[-1], strict=True)
         rows = tuple(Row(*process.to_clean(alpha, sigma), *row[1:]) for alpha, sigma, row in coefficients)
-        return Table(nodes, rows, process.learns_variance)
+        return Table(nodes, rows, process.learns_variance, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,25 @@ class Staged(Solver):
 
     Args:
         solvers: of the stages `0 … K - 1`.
+        temperature: factor on top of theirs.
     """
 
     solvers: tuple[Solver, ...]
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solvers", tuple(self.solvers))
         if not self.solvers or any(isinstance(s, Staged) or not isinstance(s, Solver) for s in self.solvers):
             raise ValueError("a staged solver has one solver for each stage")
+        if self.temperature != 1 and not all(hasattr(solver, "temperature") for solver in self.solvers):
+            raise ValueError("not all of the stages' solvers have a temperature")
+        check_numbers(Staged.__init__, vars(self))
 
     def at(self, stage: int) -> Solver:
-        return self.solvers[stage]
+        solver: Any = self.solvers[stage]
+        if self.temperature == 1:
+            return solver
+        return replace(solver, temperature=self.temperature * solver.temperature)
 
     @property
     def num_stages(self) -> int:

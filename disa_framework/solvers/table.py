@@ -77,11 +77,13 @@ class Table:
         nodes: where each row evaluates the head.
         rows: one a head evaluation.
         learns_variance: whether the head's output carries a variance value.
+        start: factor on the noise that tokens begin as.
     """
 
     nodes: Nodes
     rows: tuple[Row, ...]
     learns_variance: bool = False
+    start: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.nodes) != len(self.rows) or not self.rows:
@@ -116,12 +118,22 @@ class Table:
         """
         step = denoise(self.nodes)
         noise = normal(self.draws, state_precision(head_dtype))
-        state: State = (noise[0],) * (1 + self.memory)  # first rows read no past
-        for i, row in enumerate(self.rows):
-            out = step(state[0].to(head_dtype), i).to(noise.dtype)
-            out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
-            state = row(out, state, noise[i + 1] if row.S else None, value)
+        state = self.begin(noise[0])
+        for i in range(len(self)):
+            state = self.advance(state, step, i, noise, head_dtype)
         return state[0].to(head_dtype)
+
+    def begin(self, noise: Tensor) -> State:
+        """The state before the first row, of noise `[B, n, D]`."""
+        x = noise if self.start == 1 else noise * self.start
+        return (x,) * (1 + self.memory)  # first rows read no past
+
+    def advance(self, state: State, step: Step, i: int, noise: Tensor, head_dtype: torch.dtype) -> State:
+        """The state after row `i`; `noise [draws, B, n, D]` is that of the whole run."""
+        row = self.rows[i]
+        out = step(state[0].to(head_dtype), i).to(state[0].dtype)
+        out, value = out.chunk(2, dim=-1) if self.learns_variance else (out, None)
+        return row(out, state, noise[i + 1] if row.S else None, value)
 
 
 def state_precision(head_dtype: torch.dtype) -> torch.dtype:

@@ -21,6 +21,8 @@ from disa_framework.sampling.generation import Observer, advance, evaluating, ge
 from disa_framework.sampling.guidance import Guidance
 from disa_framework.sampling.history import StageRecord
 from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.sampling.order import CheckerboardOrder, ListedOrder, RasterOrder
+from disa_framework.sampling.stage_sizes import ExponentialSizes, LinearSizes, ListedSizes
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDIM, DDPM, Euler, VPCosine
 
@@ -230,6 +232,69 @@ class ModelContract:
 
     def test_guidance_between_the_times_of_the_head_is_none(self, model: ARDiffusionModel) -> None:
         self.assert_close(self.draw(model, guidance=Guidance(5.0, interval=(0.41, 0.42))), self.draw(model))
+
+    def test_guidance_of_some_stages_acts_there_alone_and_costs_nothing_elsewhere(
+        self, model: ARDiffusionModel
+    ) -> None:
+        condition, K = self.condition(model), self.sampling(model).stages
+        if condition is None or size(condition) == 1 or K == 1:
+            return
+        half = (K // 2 + 0.5) / K
+        drawn, costs = [], []
+        self.draw(model)  # what is made once is made
+        for scale, stages in ((1.0, (0, 1)), (5.0, (0, 0)), (5.0, (0, half)), (5.0, (half, 1)), (5.0, (0, 1))):
+            seen = StageLog()
+            with Work() as work:
+                self.draw(model, guidance=Guidance(scale, "constant", stages=stages), observers=[seen])
+            drawn.append(seen.tokens)
+            costs.append(work.numbers)
+        plain, none, early, late, always = drawn
+        assert all(map(torch.equal, plain, none)) and costs[0] == costs[1] < min(costs[2:4])
+        assert max(costs[2:4]) < costs[4]
+        for some, before, after in ((early, always, plain), (late, plain, always)):
+            for k in range(K // 2):
+                self.assert_close(some[k], before[k])
+            assert not torch.allclose(some[0], after[0], rtol=0, atol=self.tolerance)
+
+    # --- order ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def test_tokens_are_drawn_in_the_order_and_in_the_sizes_that_are_given(self, model: ARDiffusionModel) -> None:
+        if model.layout is None:
+            return
+        rows, columns = model.layout.height, model.layout.width
+        places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
+        sizes = (2, 1, rows * columns - 3)
+        changes = {"order": ListedOrder(tuple(places.tolist())), "stage_sizes": ListedSizes(sizes), "num_stages": None}
+        sampling, noise = model.settle(self.sampling(model, **changes)), PhiloxNoise(SEED, torch.arange(3))
+        with evaluating(model):
+            state = model.begin(self.asked(model, noise.indices), sampling, noise)
+            for k, count in enumerate(sizes):
+                proposal = model.propose(state, k)
+                assert proposal.shape[0] == count
+                state = model.accept(state, proposal, torch.full((3, *proposal.shape), float(k), device=model.device))
+            latents = model.finish(state)
+        H, W = latents.shape[-2:]
+        stage_of = latents[:, 0, :: H // rows, :: W // columns].flatten(1)
+        expected = torch.arange(3).repeat_interleave(torch.tensor(sizes)).expand(3, -1)
+        assert torch.equal(stage_of[:, places], expected.to(stage_of))
+
+    def test_in_another_order_a_sample_does_not_depend_on_its_batch(self, model: ARDiffusionModel) -> None:
+        changes = {"order": CheckerboardOrder(), "stage_sizes": ExponentialSizes()}
+        if model.layout is None:
+            return
+        together = self.draw(model, range(5), **changes)
+        self.assert_close(together[3:4], self.draw(model, [3], **changes))
+        assert not torch.allclose(together, self.draw(model, range(5)))
+
+    def test_an_order_and_sizes_that_do_not_fit_are_refused(self, model: ARDiffusionModel) -> None:
+        changes: list[dict[str, Any]]
+        changes = [{"order": ListedOrder((1, 0))}, {"stage_sizes": ListedSizes((1,) * self.sampling(model).stages)}]
+        if model.layout is None:
+            changes += [{"order": RasterOrder()}, {"stage_sizes": LinearSizes()}]
+        for change in changes:
+            with pytest.raises(ValueError, match=r"of 2 tokens|these sizes|leave"):
+                model.settle(self.sampling(model, **change))
 
     # --- states -----------------------------------------------------------------------------------------
 

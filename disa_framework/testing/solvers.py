@@ -79,8 +79,8 @@ class SolverContract:
     def process(self) -> Process:
         raise NotImplementedError("override the fixture `process`")
 
-    def wrong_process(self, process: Process) -> Process:
-        """A process that the solver has to refuse."""
+    def wrong_process(self, process: Process) -> Process | None:
+        """A process that the solver has to refuse; `None` for one that fits all."""
         return RectifiedFlow() if isinstance(process, VPCosine) else VPCosine()
 
     def test_coefficients_are_finite(self, solver: Solver, process: Process) -> None:
@@ -126,8 +126,11 @@ class SolverContract:
             assert twin.table(copy.deepcopy(process), steps) is solver.table(process, steps)
 
     def test_a_process_that_does_not_fit_is_refused(self, solver: Solver, process: Process) -> None:
+        wrong = self.wrong_process(process)
+        if wrong is None:
+            pytest.skip("this solver fits every process")
         with pytest.raises(ValueError, match="use "):
-            solver.table(self.wrong_process(process), max(self.steps))
+            solver.table(wrong, max(self.steps))
 
     @pytest.mark.parametrize("steps", [0, -1])
     def test_less_than_one_step_is_refused(self, solver: Solver, process: Process, steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import traceback
@@ -79,6 +80,18 @@ def test_images_are_read_with_little_shared_memory(tmp_path: Path) -> None:
 def test_without_any_it_is_told_what_to_do() -> None:
     said = with_shared_memory("8k", predicted)
     assert "--num_workers 0" in said and "--shm-size" in said and "\n" not in said
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_images_are_read_where_files_must_be_small() -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        signal.alarm(40)  # in place of waiting for ever
+        assert list(predicted()) == list(range(64))
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

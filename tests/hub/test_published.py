@@ -223,7 +223,8 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
     for config in (annealed, baseline):
         assert config["model"]["class_path"] == entry.model["class_path"]
-        assert config["guidance"] == {"scale": scale, "schedule": ramp, "interval": interval}
+        everywhere = {"interval": interval, "stages": [0.0, 1.0]}
+        assert config["guidance"] == {"scale": scale, "schedule": ramp, **everywhere}
         assert config["solver"]["class_path"] == f"disa_framework.solvers.{solver}"
     assert annealed["num_stages"] == stages
     assert annealed["schedule"]["class_path"].endswith(".Linear")

@@ -88,6 +88,25 @@ def test_a_stage_computes_one_token_and_what_it_does_not_change_once(guidance: G
     assert len(z) == len(times) == 9
 
 
+@pytest.mark.parametrize(
+    ("stages", "backbone_rows", "head_rows"),
+    [
+        ((0.0, 0.0), [2] * 9, [2] * 9),
+        ((0.4, 0.6), [4] * 5 + [2] * 4, [2] * 3 + [4] * 2 + [2] * 4),
+        ((0.8, 1.0), [4] * 9, [2] * 7 + [4] * 2),
+        ((0.0, 1.0), [4] * 9, [4] * 9),
+    ],
+)
+def test_the_unconditional_branch_is_computed_as_long_as_its_keys_are_needed_and_its_head_where_it_acts(
+    stages: tuple[float, float], backbone_rows: list[int], head_rows: list[int]
+) -> None:
+    model = tiny()
+    with calls(model.norm) as backbone, calls(model.diffloss.net.input_proj) as head:
+        draw(model, LABELS, guidance=Guidance(2.0, stages=stages))
+    assert [len(x) for x in backbone] == backbone_rows
+    assert [len(x) for x in head[::3]] == head_rows  # three steps a stage
+
+
 # --- guidance ---------------------------------------------------------------------------------------------
 
 

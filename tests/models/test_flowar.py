@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from disa_framework import Guidance
 from disa_framework.testing.models import StageLog
-from tests.models.tiny import begin, draw
+from tests.models.tiny import begin, calls, draw
 from tests.models.tiny_flow import tiny_flowar
 
 LABELS = torch.tensor([2, 0, 1])
@@ -21,6 +22,14 @@ def test_stages_over_a_cache_equal_one_pass_over_all_scales(cross: bool) -> None
     with torch.inference_mode():
         at_once = model.condition_all(seen.tokens, LABELS, torch.zeros(3, dtype=torch.bool))
     torch.testing.assert_close(torch.cat(z, dim=1), at_once, rtol=0, atol=1e-5)
+
+
+def test_the_unconditional_branch_is_kept_for_the_scales_that_are_guided() -> None:
+    model = tiny_flowar()
+    with calls(model.decoder_norm) as backbone, calls(model.flownet.input_proj) as head:
+        draw(model, LABELS, guidance=Guidance(3.0, "constant", stages=(0.5, 0.9)))  # the second scale of three
+    assert [len(z) for z in backbone] == [6, 6, 3]
+    assert [len(x) for x in head] == [3] * 3 + [6] * 3 + [3] * 3
 
 
 def test_the_next_scale_sees_the_whole_image() -> None:

@@ -19,7 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from disa_framework import Guidance
 from disa_framework.models import ARDiffusionModel, Harmon, harmon_0_5b, harmon_1_5b
 from disa_framework.models.harmon import Qwen2, Vocabulary, request, resize_table
-from tests.models.tiny import TINY, begin, draw
+from tests.models.tiny import TINY, begin, calls, draw
 from tests.models.tiny_harmon import PROMPTS, TINY_QWEN, VOCABULARY, save_tokenizer, tiny_harmon
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "data" / "manifests"
@@ -141,6 +141,13 @@ def test_it_draws_in_half_precision(words: str) -> None:
     model = tiny_harmon(words).to(torch.bfloat16)
     latents = draw(model, PROMPTS, guidance=Guidance(3.0))
     assert latents.dtype == torch.bfloat16 and latents.isfinite().all()
+
+
+def test_outside_of_its_stages_guidance_costs_the_language_model_nothing(words: str) -> None:
+    model = tiny_harmon(words)
+    with calls(model.llm.model.norm) as read:
+        draw(model, PROMPTS[:2], num_stages=4, guidance=Guidance(3.0, stages=(0.5, 0.75)))
+    assert [len(x) for x in read] == [4, 2, 4, 4, 2]  # the prompts, then the stages
 
 
 # --- image sizes ------------------------------------------------------------------------------------------

@@ -51,10 +51,10 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.inference_mode()
-def conditioning(model: Any, cache: Lazy | None) -> list[tuple[Tensor, Tensor]]:
+def conditioning(model: Any, cache: Lazy | None, guidance: Guidance = GUIDED) -> list[tuple[Tensor, Tensor]]:
     """What the head is told at each stage, asked twice, if random tokens are drawn."""
     noise, told = PhiloxNoise(0, torch.arange(3)), []
-    state = tiny.begin(model, asked(model), num_stages=12, guidance=GUIDED, cache=cache)
+    state = tiny.begin(model, asked(model), num_stages=12, guidance=guidance, cache=cache)
     for stage in range(12):
         first, second = model.propose(state, stage), model.propose(state, stage)
         told.append((first.z, second.z))
@@ -93,6 +93,28 @@ def test_between_refreshes_only_some_tokens_of_the_conditional_branch_are_comput
     L = masked.buffer_size + model.num_tokens
     between = (3, 2 + math.floor(share * (L - 2)))  # the token to be drawn, the one drawn last, those that moved
     assert shapes == [(6, L) if stage % 4 == 0 else between for stage in range(model.num_tokens)]
+
+
+@pytest.mark.parametrize("stages", [(0.0, 0.5), (0.4, 0.8), (0.5, 1.0)])
+def test_guidance_of_some_stages_is_as_exact_as_that_of_all(model: Masked, stages: tuple[float, float]) -> None:
+    guidance = Guidance(3.0, stages=stages)
+    exact, always = conditioning(model, None, guidance), conditioning(model, None)
+    assert distance(draw(model, Lazy(1), guidance=guidance), draw(model, None, guidance=guidance)) < 1e-5
+    lazy = conditioning(model, Lazy(5, 1.0, 1), guidance)
+    for stage, ((cached, _), (told, _)) in enumerate(zip(lazy, exact, strict=True)):
+        rows = 6 if guidance.acts_at(stage, 12) else 3
+        assert len(told) == len(cached) == rows and distance(told, always[stage][0][:rows]) < 1e-5
+        assert distance(cached[:3], told[:3]) < 1e-5
+
+
+def test_everything_is_computed_where_guidance_begins_anew(model: Masked) -> None:
+    masked, rows = model.mar if isinstance(model, Harmon) else model, list[tuple[int, int]]()
+    masked.decoder[-1].norm2.register_forward_hook(lambda _, args, __: rows.append(tuple(args[0].shape[:2])))
+    K, L = model.num_tokens, masked.buffer_size + model.num_tokens
+    draw(model, Lazy(6, 0.2, 1), num_stages=K, guidance=Guidance(3.0, stages=(0.5, 0.9)))
+    first = next(k for k in range(K) if (k + 1) / K >= 0.5)
+    whole = {k: count for k, (count, length) in enumerate(rows) if length == L}
+    assert whole == {0: 3, 6: 3, first: 6, 12: 6}
 
 
 def test_between_refreshes_the_language_model_reads_all_that_is_visible_for_the_conditional_branch_alone() -> None:

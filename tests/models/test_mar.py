@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,27 +12,13 @@ from torch import Tensor
 
 from disa_framework import Guidance
 from disa_framework.models import MAR
-from disa_framework.models.mar import MARState, masked_counts, truncated_normal
+from disa_framework.models.mar import MARState, truncated_normal
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule
 from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Solver, Spaced
 from tests.models.tiny import begin, calls, draw, share_left, tiny_mar
 
 # --- tokens -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("num_tokens", "num_stages"), [(1, 1), (9, 4), (16, 16), (64, 10), (256, 64), (256, 256)])
-def test_every_stage_draws_at_least_one_token_and_the_last_the_rest(num_tokens: int, num_stages: int) -> None:
-    counts = masked_counts(num_tokens, num_stages)
-    assert len(counts) == num_stages
-    assert all(before > after for before, after in pairwise((num_tokens, *counts)))
-    assert counts[-1] == 0
-
-
-def test_masked_tokens_follow_the_cosine() -> None:
-    assert masked_counts(100, 4) == (92, 70, 38, 0)
-    assert masked_counts(16, 16) == tuple(range(15, -1, -1))  # one by one
-    assert masked_counts(256, 1) == (0,)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -97,6 +82,13 @@ def test_what_a_stage_does_not_change_is_computed_once_a_stage(guidance: Guidanc
     with calls(net.cond_embed) as z, calls(net.time_embed) as times, calls(model.decoder_norm) as backbone:
         draw(model, torch.tensor([0, 1]), guidance=guidance)
     assert len(z) == len(times) == len(backbone) == 4
+
+
+def test_outside_of_its_stages_guidance_costs_nothing() -> None:
+    model = tiny_mar()
+    with calls(model.diffloss.net.input_proj) as head, calls(model.decoder_norm) as backbone:
+        draw(model, torch.tensor([0, 1]), guidance=Guidance(2.0, stages=(0.5, 0.75)))
+    assert [len(x) for x in backbone] == [len(x) for x in head[::3]] == [2, 4, 4, 2]  # three steps a stage
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from disa_framework import Guidance
 from disa_framework.metrics.wasserstein import sliced_wasserstein
+from disa_framework.sampling.order import HaltonOrder, RandomOrder, TokenOrder
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDIM, DDPM, Euler, Heun, Process, RectifiedFlow, Solver, Spaced, VPCosine
 from disa_framework.toy.mixture import MixtureAR, exact_posterior
@@ -74,6 +75,15 @@ def test_tokens_drawn_one_by_one_in_many_steps_have_the_joint_distribution(
 ) -> None:
     model = MixtureAR(num_tokens=5, num_components=4, process=process)
     samples = samples_of(model, 4000, steps, solver)
+    assert_moments(samples, *moments(model))
+    truth = model.sample_exactly(4000, torch.Generator().manual_seed(0)).flatten(1)
+    assert sliced_wasserstein(samples, truth) < 0.05
+
+
+@pytest.mark.parametrize("order", [HaltonOrder(), RandomOrder()], ids=str)
+def test_in_any_order_they_do_too(order: TokenOrder) -> None:
+    model = MixtureAR(num_tokens=5, num_components=4)
+    samples = samples_of(model, 4000, 100, DDPM(Spaced()), order=order)
     assert_moments(samples, *moments(model))
     truth = model.sample_exactly(4000, torch.Generator().manual_seed(0)).flatten(1)
     assert sliced_wasserstein(samples, truth) < 0.05

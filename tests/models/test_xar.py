@@ -58,6 +58,14 @@ def test_the_unconditional_branch_of_the_first_cell_runs_for_its_cache_alone() -
     assert rows == [3] * budget[0] + [6] * (sum(budget[1:]) + 3)
 
 
+def test_the_unconditional_branch_runs_until_no_later_cell_is_guided() -> None:
+    model = tiny_xar()
+    rows, budget = rows_of(model), SCHEDULE.budget(4)
+    draw(model, LABELS, schedule=SCHEDULE, guidance=Guidance(3.0, "constant", stages=(0.4, 0.6)))  # the second cell
+    cells = [[3] * budget[0], [6] + [6] * budget[1], [3] + [3] * budget[2], [3] + [3] * budget[3]]
+    assert rows == [row for cell in cells for row in cell]
+
+
 def test_cells_are_drawn_in_raster_order() -> None:
     seen = StageLog()
     latents = draw(tiny_xar(), LABELS, observers=[seen])

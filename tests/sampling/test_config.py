@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from disa_framework import Guidance, Lazy, SamplingConfig
+from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder
+from disa_framework.sampling.stage_sizes import ListedSizes
 from disa_framework.schedules import Adaptive, Constant, Cosine, Linear, PerStage, PiecewiseLinear, TwoStage
 from disa_framework.solvers import (
     DDIM,
@@ -28,6 +30,7 @@ from disa_framework.solvers import (
     UniformTime,
     VPCosine,
 )
+from disa_framework.toy.mixture import MixtureAR
 
 CHANGES: list[dict[str, Any]] = [
     *({"schedule": schedule} for schedule in (
@@ -40,7 +43,10 @@ CHANGES: list[dict[str, Any]] = [
     )),
     {"num_stages": 7},
     {"guidance": Guidance(2.5, "constant", (0.1, 0.9))},
+    {"guidance": Guidance(2.5, stages=(0.2, 0.5))},
     {"cache": Lazy(8, 0.2, 1)},
+    {"order": CheckerboardOrder(3)},
+    {"stage_sizes": ListedSizes((3, 1, 12))},
 ]  # fmt: skip
 
 
@@ -54,6 +60,18 @@ def test_it_compares_by_value_and_nobody_changes_it(changes: dict[str, Any]) -> 
     for field in fields(one):
         with pytest.raises(FrozenInstanceError):
             setattr(one, field.name, None)
+
+
+def test_parts_that_came_later_are_written_where_they_say_something() -> None:
+    assert SamplingConfig().dump().keys() == {"schedule", "solver", "num_stages", "guidance", "cache"}
+    assert SamplingConfig().dump()["guidance"].keys() == {"scale", "schedule", "interval"}
+
+
+def test_the_number_of_stages_is_that_of_the_sizes() -> None:
+    model, listed = MixtureAR(), SamplingConfig(stage_sizes=ListedSizes((3, 6, 7)))
+    assert model.settle(listed).stages == 3
+    with pytest.raises(ValueError, match="for 3 stages, got num_stages=4"):
+        replace(listed, num_stages=4)
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
@@ -73,6 +91,8 @@ def test_saved_and_loaded_it_is_the_same(changes: dict[str, Any], tmp_path: Path
         ("solver: {class_path: Euler}", SamplingConfig(solver=Euler())),
         ("{schedule: {class_path: disa_framework.schedules.Linear, init_args: {early: 9}}, cache: null}",
          SamplingConfig(Linear(9))),
+        ("{order: HaltonOrder, stage_sizes: {class_path: ListedSizes, init_args: {each: [1, 3]}}}",
+         SamplingConfig(order=HaltonOrder(), stage_sizes=ListedSizes((1, 3)))),
         ("guidance: {scale: 3.0, interval: [0.0, 0.5]}", SamplingConfig(guidance=Guidance(3.0, interval=(0.0, 0.5)))),
     ],
 )  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from disa_framework import Guidance, guided
+from disa_framework import Guidance, SamplingConfig, guided
 from disa_framework.sampling.guidance import combine
 from disa_framework.solvers import DDPM, Nodes, Process, RectifiedFlow, Spaced, VPCosine
 from disa_framework.solvers.table import Step
@@ -39,8 +40,9 @@ def test_it_acts_within_its_interval_both_ends_included() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({"interval": interval}, "0 <= low <= high <= 1")
-          for interval in ((0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan))),
+        *(({name: interval}, f"{name} must satisfy 0 <= low <= high <= 1")
+          for name in ("interval", "stages")
+          for interval in ((0.5,), (0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan))),
         ({"schedule": "cosine"}, "'linear' or 'constant', got 'cosine'"),
         *(({"scale": scale}, "guidance scale must") for scale in (math.nan, math.inf, -math.inf)),
     ],
@@ -48,6 +50,29 @@ def test_it_acts_within_its_interval_both_ends_included() -> None:
 def test_what_is_no_guidance_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Guidance(**{"scale": 2.0, **options})
+
+
+# eMIGM (arXiv 2503.07197) guides stages after which the share of stages that are left lies in [low, high). Ours is the
+# share of those that are over, and has both ends: a stage that meets `high` is guided, too.
+@pytest.mark.parametrize(
+    ("low", "high", "num_stages", "stages"),
+    [
+        (0.1, 0.3, 16, range(11, 14)), (0.2, 0.4, 16, range(9, 12)), (0.15, 0.35, 16, range(10, 13)),
+        (0.18, 0.6, 128, range(51, 104)), (0.05, 0.4, 128, range(76, 121)), (0.3, 0.7, 128, range(38, 89)),
+        (0.25, 0.5, 64, range(32, 48)),
+    ],
+)  # fmt: skip
+def test_it_acts_at_the_published_stages(low: float, high: float, num_stages: int, stages: range) -> None:
+    guidance = Guidance(2.0, stages=(1 - high, 1 - low))
+    acting = {stage for stage in range(num_stages) if guidance.acts_at(stage, num_stages)}
+    assert acting == {*stages} | {stage for stage in range(num_stages) if 1 - (stage + 1) / num_stages == high}
+
+
+def test_guidance_at_a_stage_is_all_or_none_and_keys_are_kept_until_the_last_one() -> None:
+    sampling = SamplingConfig(num_stages=5, guidance=Guidance(2.0, stages=(0.4, 0.6)))
+    assert [sampling.guidance_at(stage).scale for stage in range(5)] == [1.0, 2.0, 2.0, 1.0, 1.0]
+    assert [sampling.branches_from(stage) for stage in range(5)] == [2, 2, 2, 1, 1]
+    assert replace(sampling, guidance=Guidance(2.0, stages=(0.41, 0.59))).branches_from(0) == 1
 
 
 def test_the_combination_goes_from_unconditional_through_conditional_and_beyond() -> None:

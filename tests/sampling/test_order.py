@@ -67,9 +67,9 @@ def test_the_beginning_of_a_halton_order_covers_the_image() -> None:
 
 
 def test_sizes_are_the_published_ones() -> None:
-    assert CosineSizes().sizes(16, 4) == (2, 3, 5, 6)
+    assert CosineSizes().sizes(100, 4) == (8, 22, 32, 38) and CosineSizes().sizes(16, 16) == (1,) * 16
     assert ExponentialSizes().sizes(256, 16) == (1, 1, 1, 2, 2, 3, 4, 6, 8, 10, 15, 20, 27, 37, 50, 69)
-    assert LinearSizes().sizes(16, 5) == (4, 3, 3, 3, 3)
+    assert LinearSizes().sizes(16, 5) == (3, 3, 4, 3, 3)
 
 
 NONSENSE: dict[str, Callable[[], object]] = {
@@ -77,7 +77,7 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "every place": lambda: ListedOrder((0, 2)),
     "of 2 tokens": lambda: ListedOrder((1, 0)).draw(NOISE, 2, 2),
     "rate": lambda: ExponentialSizes(0),
-    "one token at least": lambda: ListedSizes((3, 0)),
+    "one at least": lambda: ListedSizes((3, 0)),
     "16 in 3": lambda: ListedSizes((8, 8)).sizes(16, 3),
 }
 

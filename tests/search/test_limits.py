@@ -11,6 +11,8 @@ import pytest
 from disa_framework import Guidance, Lazy, SamplingConfig
 from disa_framework.measure.cost import CostModel, analytic_cost
 from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.order import RasterOrder
+from disa_framework.sampling.stage_sizes import LinearSizes
 from disa_framework.schedules import Adaptive, Constant, Cosine, Linear, PerStage, TwoStage
 from disa_framework.search.limits import (
     Costs,
@@ -85,6 +87,12 @@ def test_costs_are_measured_once_for_all_that_shares_them() -> None:
     for cache in (None, Lazy(2), Lazy(4), Lazy(2)):
         cached(replace(cached.base, cache=cache))
     assert len(measured) == 3
+    measured.clear()
+    guided = replace(cached.base, guidance=Guidance(2.0, stages=(0.5, 1.0)))
+    for sampling in (cached.base, guided, replace(guided, order=RasterOrder())):
+        for sizes in (None, LinearSizes()):
+            cached(replace(sampling, stage_sizes=sizes))
+    assert len(measured) == 3  # of guided stages, and of two stage sizes
 
 
 def test_ramps_are_fitted_to_the_limit() -> None:

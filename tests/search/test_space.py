@@ -9,6 +9,8 @@ import pytest
 from optuna.trial import FixedTrial
 
 from disa_framework import Guidance, Lazy
+from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, RandomOrder
+from disa_framework.sampling.stage_sizes import LinearSizes
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
 from disa_framework.solvers import DDIM, DDPM, Spaced
@@ -90,6 +92,25 @@ def test_what_is_chosen_is_found_again_and_the_rest_stays() -> None:
     assert space.suggest(FixedTrial(values), base) == wanted
     assert space.steps.encode(wanted, base) == {"steps_0": 7, "steps_1": 3, "num_stages": 2}
     assert Space(Stages(2)).suggest(FixedTrial(values), base) == per_stage(base, 7, 7, 3, 3)
+
+
+def test_order_sizes_and_guided_stages_are_chosen_from_beside_those_that_there_are() -> None:
+    base = replace(mixture_module().sampling, guidance=Guidance(2.0))
+    offered: dict[str, Any] = {
+        "order": [HaltonOrder(), CheckerboardOrder(3)], "stage_sizes": [LinearSizes()], "guided_stages": [(0.25, 0.5)]
+    }  # fmt: skip
+    space = Space(Stages(2), **offered)
+    wanted = replace(
+        per_stage(base, 7, 7, 3, 3), order=CheckerboardOrder(3), stage_sizes=LinearSizes(),
+        guidance=Guidance(2.0, stages=(0.25, 0.5)),
+    )  # fmt: skip
+    for sampling in (wanted, replace(wanted, order=None), per_stage(base, 7, 7, 3, 3)):
+        assert space.suggest(FixedTrial(space.encode(sampling, base)), base) == sampling
+    assert len(space.cheapest(base)) == 3 * 2 * 2
+    elsewhere = space.encode(replace(wanted, order=RandomOrder()), base)
+    assert space.suggest(FixedTrial(elsewhere), base).order is None
+    with pytest.raises(ValueError, match="guidance stages must"):
+        replace(space, guided_stages=[(0.5, 0.1)]).cheapest(base)
 
 
 def test_solvers_are_chosen_from_beside_the_one_that_there_is() -> None:

@@ -58,6 +58,25 @@ def test_a_study_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert len({str(t.params) for t in parts.trials}) == 12
 
 
+def test_a_trial_that_is_interrupted_is_drawn_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(BaseException):
+        """As a signal raises it in a command."""
+
+    def interrupt(*args: object) -> None:
+        raise Interrupted
+
+    search(mixture_objective(), 3, starts=STARTS, storage=open_storage(database(tmp_path)))
+    objective = mixture_objective()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(objective.meter, "measure", interrupt)
+        search(objective, 8, starts=STARTS, storage=open_storage(database(tmp_path)))
+    began = time.monotonic()
+    study = search(mixture_objective(), 4, starts=STARTS, storage=open_storage(database(tmp_path)))
+    assert time.monotonic() - began < 5  # without waiting for heartbeats
+    lost, again = study.trials[3:]
+    assert (lost.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE) and again.params == lost.params
+
+
 def test_starts_are_drawn_as_they_are_also_if_the_space_lacks_them() -> None:
     others = {f"{count} stages": per_stage(BASE, *[24 // count] * count) for count in (2, 3)}
     starts = {**STARTS, **others, "warm": replace(STARTS["ours"], solver=DDPM(temperature=1.2))}

@@ -12,15 +12,22 @@ from disa_framework.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
+    Karras,
+    LogSNR,
+    PowerTime,
     Process,
     RectifiedFlow,
     Row,
+    Shift,
+    SinglestepDPMSolverPP,
     Solver,
     Spaced,
     Strided,
+    Sway,
     Table,
     Uniform,
     UniformTime,
+    UniPC,
     VPCosine,
 )
 from disa_framework.testing import SolverContract
@@ -54,6 +61,21 @@ class TestSolver(SolverContract):
     @pytest.fixture
     def process(self, case: tuple[Solver, Process]) -> Process:
         return case[1]
+
+
+ANY = [
+    DPMSolverPP(2, LogSNR(), eta=0.5), DPMSolverPP(2, Karras(), eta=1.0), DPMSolverPP(3, PowerTime()), UniPC(),
+    UniPC(Sway()), *(SinglestepDPMSolverPP(order) for order in (1, 2, 3)), SinglestepDPMSolverPP(3, Shift(shift=0.5)),
+]  # fmt: skip
+
+
+class TestOfAnyProcess(TestSolver):
+    @pytest.fixture(params=[(s, p) for s in ANY for p in (VP, FLOW)], ids=lambda case: f"{case[0]}, {case[1]}")
+    def case(self, request: pytest.FixtureRequest) -> tuple[Solver, Process]:
+        return request.param
+
+    def wrong_process(self, process: Process) -> None:
+        return None
 
 
 class TestStrided(TestSolver):

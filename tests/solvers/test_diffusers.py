@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from disa_framework.solvers import (
@@ -21,6 +21,7 @@ from disa_framework.solvers import (
     Solver,
     Spaced,
     Strided,
+    UniPC,
     VPCosine,
 )
 from disa_framework.solvers.table import Step
@@ -122,4 +123,31 @@ def test_dpm_solver_agrees(kind: Any, grid: Grid, name: str, end: str, order: in
     )  # fmt: skip
     times = times_of(solver, steps)
     scheduler.set_timesteps(timesteps=[int(t) for t in times])
+    assert_agree(ours(solver, steps), theirs(scheduler, times))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 25, 50])
+def test_the_sde_form_of_dpm_solver_agrees(steps: int) -> None:
+    solver = DPMSolverPP(2, Spaced(950), eta=1.0)
+    scheduler = scheduler_of(
+        DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", solver_order=2, final_sigmas_type="zero",
+        lower_order_final=False,
+    )  # fmt: skip
+    times = times_of(solver, steps)
+    scheduler.set_timesteps(timesteps=[int(t) for t in times])
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(SHAPE, generator=generator)  # the initial noise
+    assert_agree(ours(solver, steps), theirs(scheduler, times, generator=generator))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 25, 50])
+def test_unipc_agrees(steps: int) -> None:
+    solver = UniPC(Spaced(950))
+    scheduler = scheduler_of(UniPCMultistepScheduler, solver_order=2, solver_type="bh2", final_sigmas_type="zero")
+    times = times_of(solver, steps)
+    scheduler.set_timesteps(len(times))
+    # It takes no times of ours, and its own lie elsewhere.
+    bars = torch.tensor([PROCESS.alphas_cumprod[int(t)] for t in times], dtype=torch.float64)
+    scheduler.timesteps = torch.tensor([int(t) for t in times])
+    scheduler.sigmas = torch.cat((((1 - bars) / bars).sqrt(), torch.zeros(1, dtype=torch.float64)))
     assert_agree(ours(solver, steps), theirs(scheduler, times))
