@@ -176,7 +176,7 @@ class _Problem:
         free, states, damping = self._free(len(numbers)), self._states(numbers), 1e-2
         miss = self._miss(states)
         for _ in range(self.fitting.iterations):
-            slopes, least = self._slopes(numbers, free, states), _size(miss)
+            slopes, least = self._slopes(numbers, free, states, miss), _size(miss)
             normal, gradient = slopes @ slopes.T, slopes @ miss
             for _ in range(_TRIES):
                 damped = normal + damping * torch.diag(normal.diag() + 1e-9)
@@ -193,9 +193,9 @@ class _Problem:
                 break
         return numbers, _size(miss)
 
-    def _slopes(self, numbers: Tensor, places: Tensor, states: Sequence[list[State]]) -> Tensor:
+    def _slopes(self, numbers: Tensor, places: Tensor, states: Sequence[list[State]], miss: Tensor) -> Tensor:
         """Of what tokens differ by, `[R, cases B n D]`. A number changes nothing before its row."""
-        miss, slopes = self._miss(states), []
+        slopes = []
         for number in places.tolist():
             before = [known[: number // 5 + 1] for known in states]
             slopes.append((self._miss(self._states(_moved(numbers, number, _SMALL), before)) - miss) / _SMALL)

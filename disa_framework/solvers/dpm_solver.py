@@ -44,7 +44,7 @@ class _Multistep(Solver):
         return Table(nodes.take(range(count)), rows, process.learns_variance)
 
     def _row(self, process: Process, nodes: Nodes, i: int) -> Row:
-        log_snr = log_snrs(nodes)[max(0, i - 2) : i + 2]
+        log_snr = log_snrs(nodes.take(range(max(0, i - 2), i + 2)))
         past = _divided_differences(log_snr, self.order)
         (P, Q), A, weights, S = self._step(process, nodes, i, log_snr[-1] - log_snr[-2])
         B, C, D = (sum(w * d[j] for w, d in zip(weights, past, strict=False)) for j in range(3))
