@@ -1,4 +1,4 @@
-"""Writing files that are either whole or absent."""
+"""Finding what comes with the package, and writing files that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+_PACKAGE = Path(__file__).parent
+CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""Of configurations, and of weights beside them: of a wheel, of a checkout."""
+
+RECIPES = _PACKAGE / "recipes"
+"""Sampling configs that were found for a configuration, in folders with their names."""
+
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
+
+
+def shipped(name: str | Path, suffix: str) -> Path | None:
+    """What comes with the package under a name such as `fashion/mar`, if there is such a file."""
+    candidates = (folder / f"{name}{suffix}" for folder in CONFIG_FOLDERS)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

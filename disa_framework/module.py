@@ -27,6 +27,7 @@ from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import Observer, generate
 from disa_framework.sampling.noise import check_seed
+from disa_framework.sampling.replaying import Replaying, replayable
 from disa_framework.tokenizers import Identity, Tokenizer
 
 _VALIDATION_SEED = 0
@@ -77,6 +78,7 @@ class ARDiffusionModule(LightningModule):
         tokenizer: between images and latents; pixels are latents by default.
         compile: by PyTorch's compiler, which takes a minute or two at the start; left out, with a warning that says
             why, where there is no compiler.
+        graphs: on a GPU, draws batches from the third of one kind on by a CUDA graph, which holds the memory of one.
         attention: what computes it: PyTorch, the package flash-attn, or flash-attn wherever it can be used.
         optimization: of training.
         seed: of the samples that are drawn.
@@ -88,6 +90,7 @@ class ARDiffusionModule(LightningModule):
         sampling: SamplingConfig = SamplingConfig(),
         tokenizer: Tokenizer | None = None,
         compile: bool = False,
+        graphs: bool = False,
         attention: Backend = "sdpa",
         optimization: Optimization = Optimization(),
         seed: int = 0,
@@ -108,7 +111,8 @@ class ARDiffusionModule(LightningModule):
         self.tokenizer.check(model.latent_shape)
         self.optimization = optimization
         self.seed = seed
-        self.runtime = {"compile": compile, "attention": attention}  # which decide how long drawing takes
+        self.runtime = {"compile": compile, "graphs": graphs, "attention": attention}  # how long drawing takes
+        self.replaying = Replaying() if graphs else None
 
     def drawing(self, sampling: SamplingConfig | None = None, seed: int | None = None) -> ARDiffusionModule:
         """A module that draws with the same model in another way.
@@ -119,6 +123,7 @@ class ARDiffusionModule(LightningModule):
         other = copy.copy(self)
         other.sampling = self.sampling if sampling is None else self.model.settle(sampling)
         other.seed = self.seed if seed is None else seed
+        other.replaying = self.replaying and Replaying()
         return other
 
     def evaluations(self) -> int:
@@ -131,10 +136,11 @@ class ARDiffusionModule(LightningModule):
 
     def draw(self, condition: Condition | None, indices: Tensor, observers: Sequence[Observer] = ()) -> Tensor:
         """What the tokenizer makes of the samples `indices [B]` with this condition: images in [-1, 1]."""
-        latents = generate(
-            self.model, condition, self.sampling, seed=self.seed, indices=indices, batch_size=len(indices),
-            observers=observers,
-        )  # fmt: skip
+        asked: dict[str, Any] = {"seed": self.seed, "indices": indices, "observers": observers}
+        if self.replaying and replayable(self.model, condition, self.sampling, observers):
+            latents = self.replaying.generate(self.model, condition, self.sampling, **asked)
+        else:
+            latents = generate(self.model, condition, self.sampling, batch_size=len(indices), **asked)
         return self.tokenizer.decode(latents)
 
     def on_fit_start(self) -> None:

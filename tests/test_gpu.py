@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.__main__ import SHARES
+from disa_framework.solvers import Euler
 
 MISSING = "jsonargparse optuna diffusers torch_fidelity sklearn scikit_learn matplotlib PIL pillow scipy pytest"
 HIDING = """
@@ -52,10 +53,10 @@ def test_a_dry_run_goes_through_without_packages_that_are_not_needed(tmp_path: P
     assert status == 0 and list(parts) == list(SHARES)
     assert not [name for name, found in parts.items() if "cut" in found]
     assert parts["tests"]["skipped without CUDA"] == {"skipped": "pytest is not installed"}
-    assert parts["agreement"]["xAR"]["Euler"]["float32"] == 0
+    assert parts["agreement"]["xAR"][repr(Euler())]["float32"] == 0
     for system in ("mar", "flowar", "xar"):
-        assert {"as on the CPU", "torch.bfloat16, batch 2, compiled"} < set(parts[system])
-        assert parts[system]["torch.float32, batch 2"]["constant, s"] > 0
+        assert {"as on the CPU", "torch.bfloat16, batch 2, graphs, compiled"} < set(parts[system])
+        assert parts[system]["torch.float32, batch 2, graphs"]["constant, s"] > 0
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:

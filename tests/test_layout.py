@@ -27,7 +27,7 @@ FLOORS = (
     ("sampling.config",),
     ("models.base",),
     ("models",),
-    ("sampling.generation",),
+    ("sampling.generation", "sampling.replaying"),
     ("toy.mixture",),
     ("testing",),
     ("hub",),

@@ -132,7 +132,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give a limit"),
+        (["--quality", "0.1", "--method", "fit"], "not the method fit"),
         (["--latency", "1", "--evaluations", "5"], "give one limit, not --latency and --evaluations"),
         (["--speedup", "-1"], "must be above 0, got -1"),
         (["--evaluations", "9", "--labels", "[4]"], "labels must lie in 0 … 0"),
@@ -147,14 +147,15 @@ def test_what_cannot_be_searched_is_one_line(options: list[str], message: str, t
         search([*SMALL, *options, "--output", str(tmp_path)])
 
 
-def test_without_a_space_schedules_are_lines_between_knots(tmp_path: Path) -> None:
+def test_without_a_space_all_is_chosen_that_the_model_has(tmp_path: Path) -> None:
     few = ["--config", "mixture/default", "--num_stages", "4", "--evaluations", "24", "--output", str(tmp_path)]
     with pytest.raises(ValueError, match="give a metric"):
         search(few)
-    measured = ["--metric", "SlicedWasserstein", "--rungs", "[40]", "--trials", "14", "--seeds", "1"]
+    measured = ["--metric", "SlicedWasserstein", "--rungs", "[40]", "--trials", "30", "--seeds", "1"]
     search([*few, *measured, "--calibration", "null"])
     rows = trials(tmp_path)
-    assert {"knot_0", "knot_3"} <= rows[-1].keys() and rows[-1]["knot_0"] and not rows[-1]["start"]
+    chosen = {name for row in rows for name, value in row.items() if value and not row["start"]}
+    assert {"knot_0", "knot_3", "num_stages", "solver", "order", "stage_sizes", "temperature"} <= chosen
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +163,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         search(["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "examples:\n  disa-search" in out and "search.Stages" in out and " object at 0x" not in out
+    assert "examples:\n  disa-search" in out and "--space.help" in out and " object at 0x" not in out
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -23,9 +23,12 @@ from disa_framework.solvers import (
     EulerMaruyama,
     Halves,
     Heun,
+    LogSNR,
     RectifiedFlow,
+    SinglestepDPMSolverPP,
     Solver,
     Uniform,
+    UniPC,
 )
 from disa_framework.toy.mixture import MixtureAR
 
@@ -35,7 +38,8 @@ COUNT = 3
 """Samples of a tiny model."""
 
 SOLVERS: tuple[Solver, ...] = (
-    DDPM(), DDIM(), DDIM(Uniform()), DPMSolver(), DPMSolverPP(order=3), Euler(), Heun(), EulerMaruyama(),
+    DDPM(), DDIM(), DDIM(Uniform()), DPMSolver(), DPMSolverPP(order=3), DPMSolverPP(grid=LogSNR()),
+    UniPC(), SinglestepDPMSolverPP(), Euler(), Heun(), EulerMaruyama(),
 )  # fmt: skip
 
 
@@ -152,7 +156,6 @@ class Published:
         sampling: as published, and annealed.
         constant: the schedule that it is compared with.
         plain: its plain sampler.
-        timed_stages: of how many stages times are taken, evenly spread over all, where a stage needs no earlier one.
     """
 
     make: Callable[[], ARDiffusionModel]
@@ -160,13 +163,12 @@ class Published:
     sampling: SamplingConfig
     constant: Constant
     plain: Callable[..., Tensor]
-    timed_stages: int | None = None
 
 
 PUBLISHED = {
     "mar": Published(
         mar_base, lambda: tiny_mar(latent_size=16), SamplingConfig(Linear(50, 5), DDPM(), 64, Guidance(3.0)),
-        Constant(50), reference.mar, 8,
+        Constant(50), reference.mar,
     ),
     "flowar": Published(
         flowar_large, tiny_flowar,

@@ -99,7 +99,7 @@ def _agree(tiny: Tiny, device: torch.device) -> dict[str, Any]:
         )
         ok = apart.item() < EXACT and half < ROUGH + 2 * here
         figures = {"float32": apart.item(), "bfloat16": half, "bfloat16 on the CPU": here}
-        found[type(solver).__name__] = {**{name: float(f"{x:.2g}") for name, x in figures.items()}, "ok": ok}
+        found[repr(solver)] = {**{name: float(f"{x:.2g}") for name, x in figures.items()}, "ok": ok}
     return {**found, "ok": all(of["ok"] for of in found.values())}
 
 

@@ -71,7 +71,7 @@ def _cases(asked: Namespace, name: str, init: Namespace) -> list[measure.Case]:
     module = make_module(init)
     schedules = None if asked.schedules is None else _several(asked.schedules)
     if not asked.random_weights:
-        load(module.model, init.ckpt_path)
+        load(module.model, init)
     options = {**init.trainer, "precision": asked.trainer.precision or init.trainer.precision}
     context = measure.placed(module, measure.on_one_device(options))
     short = "/".join(Path(name).with_suffix("").parts[-2:])

@@ -21,6 +21,7 @@ from disa_framework.callbacks.sample_writers import SampleWriter
 from disa_framework.cli.refusals import OneLine, refuse_blanks, shortened, without_union
 from disa_framework.cli.running import DEBUG, quiet, without_passwords
 from disa_framework.data.conditions import ConditionReader
+from disa_framework.files import CONFIG_FOLDERS, RECIPES, shipped
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.devices import check_processes
@@ -32,10 +33,7 @@ from disa_framework.sampling.stage_sizes import StageSizes
 from disa_framework.schedules import StepSchedule
 from disa_framework.solvers import DDPM, Grid, Solver
 from disa_framework.tokenizers import Tokenizer
-from disa_framework.toy import classifier, digits, mixture  # noqa: F401  so that their classes are known by name
-
-_PACKAGE = Path(__file__).parents[1]
-_CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # of a wheel, of a checkout
+from disa_framework.toy import classifier, digits, fashion, mixture  # noqa: F401  so that their classes are known by name
 
 _FAMILIES: dict[str, type[Any]] = {
     "model": ARDiffusionModel, "schedule": StepSchedule, "solver": Solver, "tokenizer": Tokenizer,
@@ -64,11 +62,10 @@ def find_config(name: str) -> str:
     Raises:
         ValueError: naming those that there are.
     """
-    candidates = [Path(name), *(folder / Path(name).with_suffix(".yaml") for folder in _CONFIG_FOLDERS)]
-    for path in candidates:
-        if path.is_file():
-            return str(path)
-    known = sorted(str(p.relative_to(f).with_suffix("")) for f in _CONFIG_FOLDERS for p in f.rglob("*.yaml"))
+    path = Path(name) if Path(name).is_file() else shipped(Path(name).with_suffix(""), ".yaml")
+    if path:
+        return str(path)
+    known = sorted(str(p.relative_to(f).with_suffix("")) for f in CONFIG_FOLDERS for p in f.rglob("*.yaml"))
     raise ValueError(f"no configuration {name!r}: give the path of a file, or one of {', '.join(known)}")
 
 
@@ -106,7 +103,10 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     """The parts of a sampling config, each an option, and `--sampling` for a file with all of them."""
-    help = "A sampling config, as disa-search finds and SamplingConfig.save writes; other options replace its parts."
+    help = (
+        "A sampling config, as disa-search finds and SamplingConfig.save writes, or a recipe that comes with the "
+        "configuration: fast, balanced, best. Other options replace its parts."
+    )
     parser.add_argument("--sampling", type=str | None, help=help)
     parser.add_class_arguments(SamplingConfig, sub_configs=True, skip=set(skip))
     if "solver" not in skip:
@@ -138,12 +138,26 @@ def _with_sampling(parser: ArgumentParser, args: Sequence[str]) -> list[str]:
     given, rest = files.parse_known_args(args)
     if given.sampling:
         _import_named(rest)
-    for path in given.sampling:
+    recipes = [_find_recipe(name, given.config) for name in given.sampling]
+    for path in recipes:
         SamplingConfig.load(path)  # which looks at what is named before anything is made of it
     options = {argument.partition("=")[0] for argument in rest}
     lone = "--solver" not in options and any(option.startswith("--solver.") for option in options)
     default = [f"--solver={DDPM.__name__}"] * lone  # whose option it is, where no configuration says another one
-    return [*default, *(f"--config={path}" for path in (*given.config, *given.sampling)), *rest]
+    return [*default, *(f"--config={path}" for path in (*given.config, *recipes)), *rest]
+
+
+def _find_recipe(name: str, configs: Sequence[str]) -> str:
+    """Path of a sampling config given by path, or by its name among the recipes of a configuration: `fast`."""
+    if Path(name).suffix or Path(name).is_file():
+        return name
+    own = [RECIPES / config for config in configs if not Path(config).is_absolute()]
+    for folder in filter(Path.is_dir, (*own, *(path.parent for path in own))):
+        if known := {path.stem: str(path) for path in sorted(folder.glob("*.yaml"))}:
+            if name in known:
+                return known[name]
+            raise ValueError(f"no recipe {name!r}: give the path of a sampling config, or one of {', '.join(known)}")
+    raise ValueError(f"no sampling config at {name}, and no recipes come with this configuration")
 
 
 def _import_named(args: Sequence[str]) -> None:
@@ -172,6 +186,6 @@ def sampling_of(init: Namespace) -> SamplingConfig:
 
 def make_module(init: Namespace, **more: Any) -> ARDiffusionModule:
     """The module of instantiated options; `more` replaces some."""
-    names = ("model", "tokenizer", "compile", "attention", "optimization", "seed")
+    names = ("model", "tokenizer", "compile", "graphs", "attention", "optimization", "seed")
     given = {name: init[name] for name in names if name in init}
     return ARDiffusionModule(**{"sampling": sampling_of(init), **given, **more})

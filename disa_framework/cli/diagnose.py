@@ -40,7 +40,7 @@ def diagnose(args: Sequence[str] | None = None) -> Path:
     init.schedule = None
     module, folder = make_module(init), Path(init.output)
     condition = requested(init, module, init.num_samples)
-    load(module.model, init.ckpt_path)
+    load(module.model, init)
     options = {**init.trainer, **measure.ONE_DEVICE}
     meter = Meter(module, init.metric if init.ablation else None, condition, init.batch_size, options)
     found: diagnostics.Ablation | diagnostics.Diagnosis

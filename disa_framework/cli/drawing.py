@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ArgumentParser, Namespace
@@ -25,7 +26,10 @@ def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
             read as well, they, the data and the optimization of training may be there.
     """
     add = parser.add_argument
-    add("--ckpt_path", "--checkpoint", type=str | None, help="Weights: .ckpt, .pth, .safetensors, or a folder of them.")
+    weights = (
+        "Weights: .ckpt, .pth, .safetensors, or a folder of them (default: those beside the configuration, if any)."
+    )
+    add("--ckpt_path", "--checkpoint", type=str | None, help=weights)
     add("--vae", type=str | None, help="Weights of the autoencoder, which turns latents into images.")
     add("--labels", type=list[int] | None, help="Classes to draw in turn (default: all).")
     add("--prompts", type=str | None, help="File of prompts: text, one a line, or GenEval's metadata (.jsonl).")
@@ -79,13 +83,15 @@ def requested(init: Namespace, module: ARDiffusionModule, count: int | None) -> 
     return cycled(condition, given.count(condition, count))
 
 
-def load(model: ARDiffusionModel, ckpt_path: str | None) -> None:
-    """Gives a model its weights.
+def load(model: ARDiffusionModel, init: Namespace) -> None:
+    """Gives a model its weights: those that are given, or those that lie beside its configuration.
 
     Raises:
-        ValueError: if they do not fit, or it has some and no file is given.
+        ValueError: if they do not fit, or it has some and there is no file.
     """
-    if ckpt_path:
-        apply_weights(model, load_weights(ckpt_path), ckpt_path)
+    beside = [Path(str(path)).with_suffix(".safetensors") for path in init.config or () if path]
+    found = init.ckpt_path or next((path for path in reversed(beside) if path.is_file()), None)
+    if found:
+        apply_weights(model, load_weights(found), found)
     elif any(True for _ in model.parameters()):
         raise ValueError("this model has weights: give a checkpoint with --ckpt_path")

@@ -46,7 +46,7 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     module.model.check_condition(condition)
     count = asked.count(condition, init.num_images)
     folder = SampleFolder(init.output, asked.prompts, init.writer)
-    load(module.model, init.ckpt_path)
+    load(module.model, init)
     how: dict[str, Any] = {"batch_size": init.batch_size, "trainer": init.trainer}
     if init.format == _NOTHING:
         output = folder.path / "evaluation.json"

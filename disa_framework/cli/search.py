@@ -24,7 +24,7 @@ from disa_framework.search import Found, Limit, Plan, find
 from disa_framework.search.report import table
 from disa_framework.toy import exact  # noqa: F401  so that its distance is known by name
 
-_SEARCH = """Finds the step schedule that draws the best images within a limit. The methods:
+_SEARCH = """Finds how to draw the best images within a limit. The methods:
 
   study      an Optuna study of images drawn and measured; it begins with hand-made ramps and what the next ones find
   pareto     the same for all costs at once
@@ -36,6 +36,7 @@ _SEARCH = """Finds the step schedule that draws the best images within a limit. 
 examples:
   disa-search --config digits/search --ckpt_path last.ckpt --latency 0.05
   disa-search --config digits/search --ckpt_path last.ckpt --evaluations 96 --storage postgresql://host/studies
+  disa-search --config digits/search --ckpt_path last.ckpt --quality 0.02 --unit evaluations
   disa-search --config digits/search --ckpt_path last.ckpt --method pareto --unit evaluations
   disa-search --config digits/search --ckpt_path last.ckpt --method fit --evaluations 40
   disa-search --config digits/search --ckpt_path last.ckpt --method calibrate --speedup 2.5
@@ -44,6 +45,12 @@ examples:
 --schedule is the baseline that --speedup refers to. The output folder then holds best.yaml, to draw with (disa-predict
 --sampling best.yaml); of a study report.html and trials.csv, too. A Pareto front is in front/00.yaml and so on, with
 costs as predicted; else a limit in seconds is met on the clock.
+
+A study chooses what --space names (--space.help); without it all that the model has: steps, stages, their sizes, order,
+solver, temperature, guided stages, caching.
+
+Without a limit nothing is tried: the front that calibration predicts is printed and kept in front/, and what a study
+would draw.
 
 A study that was stopped goes on where it was when it is started again; start the command twice, and two workers share
 it. optuna-dashboard shows what is in the storage.
@@ -61,7 +68,7 @@ def search(args: Sequence[str] | None = None) -> Found:
     init = instantiate(parser, config)
     module, plan = make_module(init), _plan(init)
     condition = requested(init, module, max(plan.rungs, default=0))
-    load(module.model, config.ckpt_path)
+    load(module.model, init)
     with _told():
         found = find(module, limit, condition, init.metric, plan, init.output, progress_bar)
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -75,7 +82,13 @@ def _make_parser() -> ArgumentParser:
     add("--latency", type=float | None, help="Limit: seconds per image, on this device with this batch size.")
     add("--speedup", type=float | None, help="Limit: so many times as fast as the baseline.")
     add("--evaluations", type=int | None, help="Limit: head evaluations per image.")
-    add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help="Of --speedup and of Pareto fronts.")
+    add(
+        "--quality",
+        type=float | None,
+        help="Or the cheapest whose distance is at most this share above the baseline's.",
+    )
+    units = "Of costs, where the limit does not say it: of --speedup, --quality and fronts."
+    add("--unit", type=Literal["seconds", "evaluations"], default="seconds", help=units)
     add("--starts", type=list[str], default=[], help="Sampling configs to begin with, besides the hand-made ramps.")
     add(
         "--storage", type=SecretStr | None, help="SQLite file or database URL (default: study.db in the output folder)."
@@ -88,11 +101,13 @@ def _make_parser() -> ArgumentParser:
 
 
 def _limit(config: Namespace) -> Limit:
-    given = [name for name in ("latency", "speedup", "evaluations") if config[name] is not None]
+    given = [name for name in ("latency", "speedup", "evaluations", "quality") if config[name] is not None]
     if len(given) > 1:
         raise ValueError(f"give one limit, not {' and '.join(f'--{name}' for name in given)}")
     if config.speedup is not None:
         return Limit.speedup(config.speedup, config.unit)
+    if config.quality is not None:
+        return Limit.quality(config.quality, config.unit)
     if config.latency is not None:
         return Limit.seconds(config.latency)
     return Limit(config.unit) if config.evaluations is None else Limit.evaluations(config.evaluations)
@@ -114,7 +129,8 @@ def _lines(found: Found) -> Iterator[str]:
         yield str(found.timed)
     for place, point in enumerate(found.front):
         where = f"{found.folder}/front/{place:02}.yaml"
-        yield f"{where}: distance {point.distance:.4g} at {point.cost:.4g} {found.unit} per image"
+        drawn = point.sampling.schedule if point.distance is None else f"distance {point.distance:.4g}"
+        yield f"{where}: {drawn} at {point.cost:.4g} {found.unit} per image"
     if found.rows:
         yield from aligned(table(found.rows, found.unit))
     if found.folder is not None and not found.front:

@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from disa_framework.files import shipped
+
 Weights = dict[str, Tensor]
 """A state dict."""
 
@@ -53,7 +55,8 @@ class UnreadableError(ValueError):
 
 
 def locate(path: Path) -> Path:
-    """The file to begin with: of a folder the one that has a usual name, or the only one that may hold weights.
+    """The file to begin with: of a folder the one that has a usual name, or the only one that may hold weights; of a
+    name such as `fashion/mar` the weights that come with the package.
 
     Raises:
         FileNotFoundError: there is none.
@@ -62,6 +65,8 @@ def locate(path: Path) -> Path:
     path = Path(os.path.expanduser(path))  # which leaves what is no home as it is
     if path.is_file():
         return path
+    if not path.exists() and (known := shipped(path, ".safetensors")):
+        return known
     if programs := [program for name, program in _GATHERED_BY.items() if (path / name).exists()]:
         raise ValueError(f"{path} is a sharded checkpoint: gather it with {programs[0].format(path=path)}")
     usual = [path / name for name in _USUAL if (path / name).exists()]

@@ -12,11 +12,12 @@ import torch
 from lightning import Trainer
 
 from disa_framework.measure.floor import Recorder, replaying
-from disa_framework.measure.latency import now, run_seconds, stage_seconds
+from disa_framework.measure.latency import RunTimer, StageTimer, now, warm_up
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.memory import peak_memory
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
+from disa_framework.sampling.generation import Observer
 from disa_framework.schedules.text import schedule_from
 
 Precision = Callable[[], AbstractContextManager[object]]
@@ -53,10 +54,10 @@ class Case:
         """Where it is drawn."""
         return self.module.model.device
 
-    def draw(self) -> None:
+    def draw(self, *observers: Observer) -> None:
         """Draws a batch."""
         with self.precision():
-            self.module.draw(self.condition, torch.arange(self.batch_size))
+            self.module.draw(self.condition, torch.arange(self.batch_size), observers)
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ def time_cases(cases: Sequence[Case], *, repeats: int = 5) -> list[Timing]:
         case.module.eval()
     peaks = [peak_memory(case.device, case.draw) for case in cases]  # before floors take memory
     floors = [_floor(case) for case in cases]
-    rounds = [[_round(case, floor) for case, floor in zip(cases, floors, strict=True)] for _ in range(repeats)]
+    draws = [_Drawn(case, floor) for case, floor in zip(cases, floors, strict=True)]
+    rounds = [[drawn.time() for drawn in draws] for _ in range(warm_up(cases[0].device) + repeats)][-repeats:]
     return [Timing(*found) for found in zip(cases, peaks, zip(*rounds, strict=True), strict=True)]
 
 
 def _floor(case: Case) -> Callable[[], None] | None:
     """Makes the calls of a case that count, once here; `None` if there are none."""
     with Recorder(chain(case.module.parameters(), case.module.buffers())) as recorder:
-        case.draw()
+        case.draw(Observer())  # which keeps calls out of a CUDA graph
     if not recorder.calls:
         return None
     floor = replaying(recorder.calls, case.device)
@@ -144,16 +146,23 @@ def _floor(case: Case) -> Callable[[], None] | None:
     return floor
 
 
-def _round(case: Case, floor: Callable[[], None] | None) -> dict[str, float]:
-    """Seconds per sample, as `Timing` has them."""
-    asked = case.module, case.condition, case.batch_size
-    with case.precision():
-        whole = run_seconds(*asked)
-        start, *stages, end = stage_seconds(*asked)
-    parts = dict(zip(PARTS, (sum(stages[::2]), sum(stages[1::2]), end, start), strict=True))
-    found = {"whole": whole, **{part: spent * whole / sum(parts.values()) for part, spent in parts.items()}}
-    if floor is not None:
-        begun = now(case.device)
-        floor()
-        found["floor"] = now(case.device) - begun
-    return {name: seconds / case.batch_size for name, seconds in found.items()}
+class _Drawn:
+    """A case as it is timed, again and again."""
+
+    def __init__(self, case: Case, floor: Callable[[], None] | None) -> None:
+        self.case, self.floor = case, floor
+        asked = case.module, case.condition, case.batch_size
+        self.whole, self.stages = RunTimer(*asked), StageTimer(*asked)
+
+    def time(self) -> dict[str, float]:
+        """Seconds per sample, as `Timing` has them."""
+        with self.case.precision():
+            whole = self.whole()
+            start, *stages, end = self.stages()
+        parts = dict(zip(PARTS, (sum(stages[::2]), sum(stages[1::2]), end, start), strict=True))
+        found = {"whole": whole, **{part: spent * whole / sum(parts.values()) for part, spent in parts.items()}}
+        if self.floor is not None:
+            begun = now(self.case.device)
+            self.floor()
+            found["floor"] = now(self.case.device) - begun
+        return {name: seconds / self.case.batch_size for name, seconds in found.items()}

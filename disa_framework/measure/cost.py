@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from disa_framework.files import write_atomically
-from disa_framework.measure.latency import in_turn, measure_latency, median, stage_seconds
+from disa_framework.measure.latency import StageTimer, in_turn, measure_latency, median
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.devices import name_of
 from disa_framework.sampling.condition import Condition
@@ -136,7 +136,7 @@ def measure_cost(
     sampling, process = module.sampling, module.model.process
     timed = [check_budget(budget, sampling.stages) for budget in budgets or _taking_turns(sampling.stages)]
     counts = _evaluations(timed, sampling.solver, process)
-    laps = in_turn(stage_seconds, module, condition, batch_size, _with_budgets(sampling, timed), repeats)
+    laps = in_turn(StageTimer, module, condition, batch_size, _with_budgets(sampling, timed), repeats)
     fixed, backbone, head = (seconds / batch_size for seconds in _fit(laps, counts))
     return CostModel(
         fixed=fixed.item(),

@@ -6,8 +6,10 @@ Letters: `R` repeats, `b` sampling configs, `K` stages.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import Observer
 from disa_framework.sampling.history import StageRecord
+
+Seconds = TypeVar("Seconds")
 
 
 def measure_latency(
@@ -41,45 +45,71 @@ def measure_latency(
     Raises:
         ValueError: if inputs do not fit the module, or nothing is to be timed.
     """
-    return (median(in_turn(run_seconds, module, condition, batch_size, samplings, repeats)) / batch_size).tolist()
+    return (median(in_turn(RunTimer, module, condition, batch_size, samplings, repeats)) / batch_size).tolist()
 
 
 @torch.inference_mode()
 def in_turn(
-    seconds: Callable[[ARDiffusionModule, Condition | None, int], Any],
+    timer: type[Timer[Any]],
     module: ARDiffusionModule,
     condition: Condition | None,
     batch_size: int,
     samplings: Sequence[SamplingConfig],
     repeats: int,
 ) -> Tensor:
-    """What `seconds`, one of the functions below, tells of a batch with each sampling config, `[R, b, …]`."""
+    """What a timer tells of a batch with each sampling config, `[R, b, …]`."""
     if repeats < 1:
         raise ValueError(f"at least 1 run of each sampling config must be timed, got repeats={repeats}")
-    drawing = [module.drawing(sampling) for sampling in samplings]
-    rounds = [[seconds(one, condition, batch_size) for one in drawing] for _ in range(1 + repeats)]
-    return torch.tensor(rounds[1:], dtype=torch.float64)  # the first round makes tables and warms up
+    timers = [timer(module.drawing(sampling), condition, batch_size) for sampling in samplings]
+    rounds = [[time_one() for time_one in timers] for _ in range(warm_up(module.model.device) + repeats)]
+    return torch.tensor(rounds[-repeats:], dtype=torch.float64)
 
 
-def run_seconds(module: ARDiffusionModule, condition: Condition | None, batch_size: int) -> float:
-    """Seconds of a batch."""
-    start = now(module.model.device)
-    module.draw(condition, torch.arange(batch_size))
-    return now(module.model.device) - start
+def warm_up(device: torch.device) -> int:
+    """Rounds before those that count: the first one makes tables, the second one CUDA graphs."""
+    return 2 if device.type == "cuda" else 1
 
 
-def stage_seconds(module: ARDiffusionModule, condition: Condition | None, batch_size: int) -> list[float]:
-    """Seconds of a batch, `2 K + 2`: before the stages, of the backbone and the head of each, and after them.
+class Timer(ABC, Generic[Seconds]):
+    """Tells the seconds of a batch, each time that it is called.
+
+    Args:
+        module, condition, batch_size: as in `measure_latency`.
+    """
+
+    def __init__(self, module: ARDiffusionModule, condition: Condition | None, batch_size: int) -> None:
+        self.module = module.drawing()  # with a CUDA graph of its own
+        self.condition, self.batch_size = condition, batch_size
+
+    @abstractmethod
+    def __call__(self) -> Seconds: ...
+
+
+class RunTimer(Timer[float]):
+    """Of the whole."""
+
+    def __call__(self) -> float:
+        start = now(self.module.model.device)
+        self.module.draw(self.condition, torch.arange(self.batch_size))
+        return now(self.module.model.device) - start
+
+
+class StageTimer(Timer[list[float]]):
+    """Of its parts, `2 K + 2`: before the stages, of the backbone and the head of each, and after them.
 
     The head's go from noise to tokens in their places. Stages that are not drawn, as all samples have come to their
     end, take no time.
     """
-    watch = _Stopwatch(module.model.device)
-    watch.press()
-    module.draw(condition, torch.arange(batch_size), [watch])
-    watch.press()
-    *laps, last = (after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
-    return [*laps, *[0.0] * (2 * module.sampling.stages + 1 - len(laps)), last]
+
+    def __init__(self, module: ARDiffusionModule, condition: Condition | None, batch_size: int) -> None:
+        super().__init__(module, condition, batch_size)
+        self.watch = _Stopwatch(module.model.device)
+
+    def __call__(self) -> list[float]:
+        start = self.watch.mark()
+        self.module.draw(self.condition, torch.arange(self.batch_size), [self.watch])
+        *laps, last = self.watch.between([start, *self.watch.marks, self.watch.mark()])
+        return [*laps, *[0.0] * (2 * self.module.sampling.stages + 1 - len(laps)), last]
 
 
 def now(device: torch.device) -> float:
@@ -94,20 +124,34 @@ def median(values: Tensor) -> Tensor:
 
 
 class _Stopwatch(Observer):
-    """Notes the time before, between and after the stages' backbone and head."""
+    """Marks the time before, between and after the stages' backbone and head; on a GPU by events, of a graph, too."""
+
+    recordable = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.times: list[float] = []
+        self.marks: list[Any] = []
 
-    def press(self) -> None:
-        self.times.append(now(self.device))
+    def mark(self) -> Any:
+        """Now."""
+        if self.device.type != "cuda":
+            return now(self.device)
+        event = torch.cuda.Event(enable_timing=True, external=True)
+        event.record()
+        return event
+
+    def between(self, marks: Sequence[Any]) -> list[float]:
+        """Seconds from each mark to the next."""
+        wait_for(self.device)
+        if self.device.type != "cuda":
+            return [after - before for before, after in pairwise(marks)]
+        return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
     def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:
-        self.press()
+        self.marks = [self.mark()]
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
-        self.press()
+        self.marks.append(self.mark())
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
-        self.press()
+        self.marks.append(self.mark())

@@ -29,7 +29,8 @@ class Comparison:
     """What images are measured against, and with what.
 
     Args:
-        reference: an `.npz` with `mu` and `sigma` as ADM publishes it, or images: a folder, or an `.npz` with `arr_0`.
+        reference: an `.npz` with `mu` and `sigma` as ADM publishes it, or images: a folder, or an `.npz` with `arr_0`;
+            by default the statistics that come with the features.
         features: the network that is looked through.
         inception: weights of the Inception that published figures are made with; short for `InceptionFeatures`.
         precision_recall: whether to find precision and recall, too; the reference has to hold images.
@@ -63,11 +64,12 @@ class Comparison:
             ValueError: the file holds neither statistics nor images, or those of another network; no images where
                 precision and recall need them.
         """
-        if self.reference is None:
+        given = self.reference or extractor.reference
+        if given is None:
             raise ValueError(
                 "give the reference to compare with: an .npz with mu and sigma, or a folder or an .npz of images"
             )
-        path = Path(self.reference)
+        path = Path(given)
         statistics = None if _holds_only_images(path) else load_statistics(path)
         if statistics:
             check_width(statistics, extractor, path)
@@ -106,7 +108,7 @@ def evaluate(
         **figures(found, reference),
         "images": len(images),
         "samples": str(samples),
-        "reference": comparison.reference,
+        "reference": str(comparison.reference or extractor.reference),
         **network,
         "pixels": "bytes as they are in the files",
     }

@@ -41,13 +41,17 @@ class FID(Quality):
 
     Args:
         features: the network that is looked through.
-        reference: a data module that gives its `reference_images`, or an `.npz` file with `mu` and `sigma`.
+        reference: a data module that gives its `reference_images`, or an `.npz` file with `mu` and `sigma`; by default
+            the statistics that come with the features.
 
     Raises:
-        ValueError: a data module without reference images.
+        ValueError: no reference, or a data module without reference images.
     """
 
-    def __init__(self, features: FeatureExtractor, reference: LightningDataModule | str) -> None:
+    def __init__(self, features: FeatureExtractor, reference: LightningDataModule | str | None = None) -> None:
+        if reference is None and features.reference is None:
+            raise ValueError(f"no statistics come with {type(features).__name__}: give a reference")
+        reference = reference or str(features.reference)
         if not isinstance(reference, str) and not hasattr(reference, "reference_images"):
             raise ValueError(f"{type(reference).__name__} has no reference_images: give an .npz with mu and sigma")
         self.features, self.reference = features, reference

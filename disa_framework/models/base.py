@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from disa_framework.runtime.devices import bring, constant
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
@@ -64,10 +65,13 @@ class TokenLayout:
         """With order and sizes of MAR (arXiv 2406.11838)."""
         return cls(height, width, RandomOrder(), CosineSizes())
 
-    def places(self, sampling: SamplingConfig, noise: NoiseSource) -> Tensor:
-        """Of the tokens in the order of a config, `[B, N]` or `[1, N]`, see `TokenOrder.draw`."""
+    def places(self, sampling: SamplingConfig, noise: NoiseSource, device: torch.device) -> Tensor:
+        """Of the tokens in the order of a config, `[B, N]` or `[1, N]` on a device, see `TokenOrder.draw`."""
         order = self.order if sampling.order is None else sampling.order
-        return order.draw(noise, self.height, self.width)
+        places = order.draw(noise, self.height, self.width)
+        if len(places) == 1 and places.device.type == "cpu":
+            return constant((*places[0].tolist(),), places.dtype, device)[None]
+        return bring(places, device)
 
     def ends(self, sampling: SamplingConfig) -> tuple[int, ...]:
         """How many tokens are drawn after each stage of a settled config."""
@@ -179,7 +183,7 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
         if given and self.layout is None:
             raise ValueError(f"{type(self).__name__} draws its tokens in one way alone: leave {given[0]} out")
         if given and self.layout is not None:
-            self.layout.places(sampling, PhiloxNoise(0, torch.arange(1)))
+            self.layout.places(sampling, PhiloxNoise(0, torch.arange(1)), torch.device("cpu"))
             self.layout.ends(sampling)
 
     @property

@@ -17,7 +17,6 @@ from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
 from disa_framework.nn.diffusion_head import DiffusionHead
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
 from disa_framework.nn.transformer import Block
-from disa_framework.runtime.devices import bring
 from disa_framework.runtime.feature_cache import Backbone, Memory
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource
@@ -51,7 +50,7 @@ class MARState:
         cls, tokens: Tensor, context: Any, sampling: SamplingConfig, noise: NoiseSource, layout: TokenLayout
     ) -> MARState:
         """The state before the first of `K` stages."""
-        order = bring(layout.places(sampling, noise), tokens.device).expand(len(tokens), -1)
+        order = layout.places(sampling, noise, tokens.device).expand(len(tokens), -1)
         return cls(tokens, order, layout.ends(sampling), context, sampling)
 
     def places(self, stage: int) -> tuple[Tensor, Tensor]:

@@ -14,16 +14,16 @@ from torch import nn
 from disa_framework.nn.region import Region
 
 
-def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
+def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compiles a model's regions, when they are first called. Its parameters keep their names.
 
     Args:
         model: of any family.
-        backend, mode: of `torch.compile`.
+        backend: of `torch.compile`.
     """
     for module in model.modules():
         if isinstance(module, Region):
-            module.compile(dynamic=True, backend=backend, mode=mode)
+            module.compile(dynamic=True, backend=backend)
 
 
 def missing_for_compilation() -> str | None:

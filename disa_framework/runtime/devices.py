@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,8 +12,17 @@ from torch import Tensor
 def bring(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device, without waiting for what that is at."""
     if device.type == "cuda" and tensor.device.type == "cpu":
+        if torch.cuda.is_current_stream_capturing():  # the graph would read the host's memory when it is long used anew
+            raise RuntimeError("a CUDA graph cannot hold what is brought from the host")
         return tensor.pin_memory().to(device, non_blocking=True)  # from other memory it would be waited for
     return tensor.to(device)
+
+
+@lru_cache(maxsize=4096)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector that is brought to a device once, so that no stage has to wait for it."""
+    with torch.inference_mode(False):  # whoever asks first may be drawing, and the next one training
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def check_processes(devices: object, accelerator: object) -> None:

@@ -19,7 +19,13 @@ from disa_framework.solvers.base import Solver
 
 
 class Observer:
-    """Watches a run without taking part in it; override what is of interest."""
+    """Watches a run without taking part in it; override what is of interest.
+
+    Attributes:
+        recordable: whether a CUDA graph may hold what it does, which is then done on the device alone.
+    """
+
+    recordable: bool = False
 
     def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:
         """Before the first stage."""
@@ -59,19 +65,30 @@ def generate(
     Raises:
         ValueError: if inputs do not fit the model or each other; the message says what would.
     """
-    settled, count = model.settle(sampling), _count(model, condition, batch_size)
+    settled, count = model.settle(sampling), check_request(model, condition, batch_size)
     places = torch.arange(count) if indices is None else indices
     source = PhiloxNoise(seed, places, model.device) if noise is None else noise
     if source.batch_size != count:
         raise ValueError(f"{count} samples need {count} indices, got {source.batch_size}")
+    return run(model, place(condition, model.device), settled, source, observers)
+
+
+def run(
+    model: ARDiffusionModel,
+    condition: Condition | None,
+    sampling: SamplingConfig,
+    source: NoiseSource,
+    observers: Sequence[Observer] = (),
+) -> Tensor:
+    """What `generate` does once its inputs are checked, on the model's device, and the config settled."""
     for observer in observers:
-        observer.begin(model, settled.stages, count)
-    schedule, budget = settled.schedule, settled.budget
+        observer.begin(model, sampling.stages, source.batch_size)
+    schedule, budget = sampling.schedule, sampling.budget
     with evaluating(model):
-        state = model.begin(place(condition, model.device), settled, source)
+        state = model.begin(condition, sampling, source)
         state = advance(
-            model, state, range(settled.stages), lambda stage, history: schedule.at(stage, budget, history),
-            settled.solver, source, observers, schedule.adapts,
+            model, state, range(sampling.stages), lambda stage, history: schedule.at(stage, budget, history),
+            sampling.solver, source, observers, schedule.adapts,
         )  # fmt: skip
         return model.finish(state)
 
@@ -142,8 +159,12 @@ def evaluating(model: ARDiffusionModel) -> Iterator[None]:
             module.training = True
 
 
-def _count(model: ARDiffusionModel, condition: Condition | None, batch_size: int | None) -> int:
-    """`B`, of a request that the model can draw."""
+def check_request(model: ARDiffusionModel, condition: Condition | None, batch_size: int | None) -> int:
+    """How many samples are asked for.
+
+    Raises:
+        ValueError: if the model cannot draw them; the message says what would fit.
+    """
     if condition is None and batch_size is None:
         raise ValueError("unconditional generation needs batch_size")
     count = batch_size if condition is None else size(condition)

@@ -69,6 +69,11 @@ class PhiloxNoise:
         self._factors = bring(philox_factors(seed), self.device)
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All that its numbers are made of."""
+        return self.indices, self._factors
+
+    @property
     def batch_size(self) -> int:
         return len(self.indices)
 

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from disa_framework.runtime.devices import bring
+from disa_framework.runtime.devices import constant
 from disa_framework.sampling.noise import NoiseSource
 
 
@@ -82,8 +82,8 @@ class CheckerboardOrder(TokenOrder):
         for level in range(1, self.levels + 1):
             rank[sums % 2**level == 2 ** (level - 1)] = 1 + self.levels - level
         shuffled = noise.permutation(height * width)
-        # A stable sort keeps the random order within each level.
-        return shuffled.gather(1, bring(rank, shuffled.device)[shuffled].argsort(dim=1, stable=True))
+        rank = constant((*rank.tolist(),), rank.dtype, shuffled.device)
+        return shuffled.gather(1, rank[shuffled].argsort(dim=1, stable=True))  # at random within each level
 
 
 @dataclass(frozen=True)

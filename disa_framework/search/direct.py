@@ -55,6 +55,7 @@ class Direct:
         self.meter, self.plan, self.folder, self.bars = meter, plan, folder, bars
         self.known = {"model": known["model"], "tokenizer": known["tokenizer"], "precision": meter.precision}
         self.calibration, self.fitting = plan.calibration or Calibration(), plan.fitting or Fitting()
+        self._profiles: dict[tuple[SamplingConfig, Calibration], Profile] = {}
         self.costs = Costs(meter.module, analytic_cost if unit == "evaluations" else self._timed_cost)
 
     def fit(self, base: SamplingConfig, limit: float) -> SamplingConfig:
@@ -154,10 +155,13 @@ class Direct:
         path = self._path("profile", ".safetensors", asked, alike, **how)
         if path is not None and path.exists():
             return Profile.load(path)
+        if (alike, calibration) in self._profiles:
+            return self._profiles[alike, calibration]
         with self.bars(f"calibration, {base.stages} stages") as progress, self.meter.on_device():
             profile = measure_profile(
                 self.meter.module.model, asked, base, calibration, batch_size=count, seed=seed, progress=progress
             )
+        self._profiles[alike, calibration] = profile
         if path is not None:
             profile.save(path)
         return profile

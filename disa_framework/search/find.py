@@ -35,11 +35,23 @@ from disa_framework.search.limits import Limit, Timed, fitted_ramps, meeting_the
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Objective, sampling_of
 from disa_framework.search.plan import Found, Plan, Point
-from disa_framework.search.report import candidates, compare, line, summary, write_page, write_trials
+from disa_framework.search.report import candidates, compare, kept_quality, line, summary, write_page, write_trials
+from disa_framework.search.space import Space
 from disa_framework.search.storage import open_storage
-from disa_framework.search.study import another_reports, check_drawn, check_identity, choose, counted, ranked, search
+from disa_framework.search.study import (
+    another_reports,
+    cheapest,
+    check_drawn,
+    check_identity,
+    choose,
+    counted,
+    on_front,
+    ranked,
+    search,
+)
 
-_FRONT = 4  # limits between the cheapest schedule and the baseline, at which a Pareto study begins
+_FRONT = 4  # limits between the cheapest schedule and the baseline, at which a study of all costs begins
+_OUTLOOK = 8  # of them, for which schedules are found where no limit is given
 
 _log = logging.getLogger(__name__)
 
@@ -95,14 +107,18 @@ class _Search:
         self, meter: Meter, limit: Limit, plan: Plan, known: RunIdentity, folder: Path | None, bars: Bars
     ) -> None:
         self.meter, self.limit, self.plan, self.folder, self.bars = meter, limit, plan, folder, bars
+        model, base = meter.module.model, meter.module.sampling
+        self.space = plan.space or Space.whole(model, base, cached=limit.unit == "seconds")
         self.direct = Direct(meter, plan, limit.unit, known, folder, bars)
         self.costs, self.base, self.known = self.direct.costs, meter.module.sampling, known
         self.storage: BaseStorage | None = None
 
     def found(self) -> Found:
         """What the plan's method finds."""
-        if self.plan.method != "pareto" and self.limit.most is None and self.limit.times is None:
-            raise ValueError("give a limit: seconds, a speedup, or evaluations")
+        if self.limit.worse is not None and self.plan.method != "study":
+            raise ValueError(f"a quality is what a study measures, not the method {self.plan.method}")
+        if not self.limit.given and self.plan.method != "pareto":
+            return self._outlook()
         if not self.plan.tries:
             return self._direct()
         self._given_starts()
@@ -110,7 +126,9 @@ class _Search:
             self._objective().check()
         self.storage = self._storage()
         check_identity(self.storage, self.plan.study_name, self._identity())
-        return self._pareto() if self.plan.method == "pareto" else self._study()
+        if self.plan.method == "pareto":
+            return self._pareto()
+        return self._study() if self.limit.worse is None else self._cheapest(1 + self.limit.worse)
 
     @cached_property
     def most(self) -> float | None:
@@ -118,8 +136,8 @@ class _Search:
         return self.limit.cost(self.costs)
 
     def _objective(self) -> Objective:
-        plan = self.plan
-        return Objective(self.meter, self.costs, plan.space, self.most, plan.rungs, pareto=plan.method == "pareto")
+        plan, all_costs = self.plan, self.plan.method == "pareto" or self.limit.worse is not None
+        return Objective(self.meter, self.costs, self.space, self.most, plan.rungs, pareto=all_costs)
 
     def _direct(self) -> Found:
         way = partial(getattr(self.direct, self.plan.method), self.base)
@@ -129,7 +147,7 @@ class _Search:
     def _study(self) -> Found:
         plan, costs, limit, objective = self.plan, self.costs, self._given, self._objective()
         objective.check()
-        ramps = fitted_ramps(costs, limit, num_stages=plan.space.num_stages)
+        ramps = fitted_ramps(costs, limit, num_stages=self.space.num_stages)
         study, unfinished = self._run(objective, self._given_starts() | self._calibrated(limit) | ramps)
         if unfinished:
             return unfinished
@@ -137,7 +155,7 @@ class _Search:
             best = choose(study, objective, plan.finalists, progress)
         chosen = sampling_of(best)
         winner, *rivals = compared = candidates(study, objective, best, chosen)
-        least = min(plan.space.schedule.low, *chosen.budget)  # starts may have fewer than the space
+        least = min(self.space.schedule.low, *chosen.budget)  # starts may have fewer than the space
         within = partial(shortened, chosen, costs, least=least)
         timed = self._timed(within, [compared[name] for name in rivals])
         if timed and timed.sampling != chosen:
@@ -153,26 +171,75 @@ class _Search:
         return replace(found, rows=rows, notes=(summary(study),))
 
     def _pareto(self) -> Found:
-        plan, costs, objective = self.plan, self.costs, self._objective()
-        objective.check()
-        starts, highest = self._given_starts(), self.most or costs(self.base)
-        lowest = min(map(costs, plan.space.cheapest(self.base)))
-        for i in range(_FRONT):
-            limit = lowest * (highest / lowest) ** ((i + 1) / _FRONT)
-            more = fitted_ramps(costs, limit, falls=(10.0,)) | self._calibrated(limit)
-            starts |= {f"{name} at {limit:.3g}": start for name, start in more.items()}
-        study, unfinished = self._run(objective, starts)
+        objective = self._objective()
+        study, unfinished = self._front(objective)
         if unfinished:
             return unfinished
-        check_drawn(study)
-        best = {trial.user_attrs["key"]: trial for trial in study.best_trials}  # some are drawn several times
-        front = sorted((Point(sampling_of(trial), *trial.values) for trial in best.values()), key=lambda p: p.cost)
+        front = [Point(sampling_of(trial), *trial.values) for trial in on_front(study)]
         if self.folder is not None:
-            self._write_front(self.folder / "front", front)
+            self._write_front(front)
             budgets = {f"{point.cost:.4g}": point.sampling.budget for point in front}
             write_page(self.folder / "report.html", study, objective, (), budgets, "Pareto front of sampling configs")
         sampling, _, cost = front[-1]
-        return Found(sampling, cost, costs.unit, front=tuple(front), notes=(summary(study),), folder=self.folder)
+        unit = self.costs.unit
+        return Found(sampling, cost, unit, front=tuple(front), notes=(summary(study),), folder=self.folder)
+
+    def _cheapest(self, times: float) -> Found:
+        """The config of least cost whose distance is at most so many times the baseline's."""
+        objective, costs = self._objective(), self.costs
+        study, unfinished = self._front(objective)
+        if unfinished:
+            return unfinished
+        with self.bars("finalists") as progress:
+            chosen = cheapest(study, objective, times, progress)
+        compared = {"cheapest": chosen, "baseline": self.base}
+        latencies = self.meter.latencies([*compared.values()]) if costs.unit == "seconds" else ()
+        with self.bars("comparison") as progress:
+            rows = compare(study, objective, compared, latencies, self.plan.seeds, progress)
+        found, notes = self._best(chosen, None), [summary(study), kept_quality(rows, times)]
+        if self.folder is not None:
+            budgets, title = {row.name: row.sampling.budget for row in rows}, "The least cost for this quality"
+            write_page(self.folder / "report.html", study, objective, rows, budgets, title, notes[1:])
+        return replace(found, rows=rows, notes=tuple(notes))
+
+    def _front(self, objective: Objective) -> tuple[Study, Found | None]:
+        """The study of all costs, see `_run`."""
+        objective.check()
+        starts = self._given_starts()
+        for limit in self._limits(_FRONT):
+            more = fitted_ramps(self.costs, limit, falls=(10.0,)) | self._calibrated(limit)
+            starts |= {f"{name} at {limit:.3g}": start for name, start in more.items()}
+        study, unfinished = self._run(objective, starts)
+        if not unfinished:
+            check_drawn(study)
+        return study, unfinished
+
+    def _outlook(self) -> Found:
+        """What can be expected of each cost, by profiles alone, and what a study would take."""
+        plan, costs, front = self.plan, self.costs, list[Point]()
+        method = ("fit" if plan.fitting else "calibrate") if plan.tries else plan.method
+        for limit in self._limits(_OUTLOOK):
+            with suppress(ValueError):  # less than a step a stage
+                sampling = getattr(self.direct, method)(self.base, limit)
+                front.append(Point(sampling, None, costs(sampling)))
+        front = sorted({point.cost: point for point in front}.values(), key=lambda point: point.cost)
+        if not front:
+            raise ValueError("no budget costs less than the baseline: give a baseline of more steps, or a limit")
+        if self.folder is not None:
+            self._write_front(front)
+        most = plan.trials * plan.rungs[-1]
+        study = (
+            f"a study would draw {plan.trials * plan.rungs[0]:,} to {most:,} images, at the baseline's cost of "
+            f"{costs(self.base):.4g} {costs.unit} each: give a limit to begin it"
+        )
+        sampling, _, cost = front[-1]
+        return Found(sampling, cost, costs.unit, front=tuple(front), notes=(study,), folder=self.folder)
+
+    def _limits(self, count: int) -> list[float]:
+        """Between the cheapest of the space and the baseline, in even ratios."""
+        highest = self.most or self.costs(self.base)
+        lowest = min(map(self.costs, self.space.cheapest(self.base)))
+        return [lowest * (highest / lowest) ** ((i + 1) / count) for i in range(count)]
 
     @property
     def _given(self) -> float:
@@ -186,7 +253,7 @@ class _Search:
         return starts
 
     def _calibrated(self, limit: float) -> dict[str, SamplingConfig]:
-        return self.direct.starts(limit, self.plan.space.num_stages)
+        return self.direct.starts(limit, self.space.num_stages)
 
     def _run(self, objective: Objective, starts: Mapping[str, SamplingConfig]) -> tuple[Study, Found | None]:
         """The study with all its trials; if it is for another worker to say what was found, what is known so far."""
@@ -215,7 +282,7 @@ class _Search:
         """What decides what trials find."""
         plan, meter = self.plan, self.meter
         return {
-            **self.known, "metric": described(meter.quality), "space": repr(plan.space), "rungs": [*plan.rungs],
+            **self.known, "metric": described(meter.quality), "space": repr(self.space), "rungs": [*plan.rungs],
             "method": plan.method, "limit": values.dump(self.limit), "batch_size": plan.batch_size,
             "precision": meter.precision,
         }  # fmt: skip
@@ -239,8 +306,10 @@ class _Search:
             sampling.save(self.folder / "best.yaml")
         return Found(sampling, self.costs(sampling), self.costs.unit, timed, folder=self.folder)
 
-    def _write_front(self, folder: Path, front: Sequence[Point]) -> None:
-        folder.mkdir(exist_ok=True)
+    def _write_front(self, front: Sequence[Point]) -> None:
+        assert self.folder is not None
+        folder = self.folder / "front"
+        folder.mkdir(parents=True, exist_ok=True)
         for earlier in folder.glob("*.yaml"):  # the front may have become shorter
             earlier.unlink()
         for place, point in enumerate(front):

@@ -22,24 +22,29 @@ _AIMED = 0.96  # of it that is asked for when what was found takes more or less 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a sample may cost: `Limit.seconds(0.05)`, `Limit.speedup(2.5)`, `Limit.evaluations(96)`.
+    """What a sample may cost: `Limit.seconds(0.05)`, `Limit.speedup(2.5)`, `Limit.evaluations(96)`; or how good it must
+    be: `Limit.quality(0.02)`.
 
     Args:
         unit: in which costs are: seconds per sample with the device and batch size in use, or head evaluations.
         most: greatest cost.
-        times: or so many times as fast as the baseline. With neither there is no limit, as a front needs none.
+        times: or so many times as fast as the baseline.
+        worse: or the least cost at which the distance is at most this share above the baseline's. With none of these
+            there is no limit.
     """
 
     unit: Unit = "seconds"
     most: float | None = None
     times: float | None = None
+    worse: float | None = None
 
     def __post_init__(self) -> None:
-        given = [number for number in (self.most, self.times) if number is not None]
+        given = [number for number in (self.most, self.times, self.worse) if number is not None]
         if len(given) > 1:
-            raise ValueError(f"give one limit, a greatest cost or a speedup, got {self.most} and {self.times}")
-        if given and not 0 < given[0] < math.inf:
-            raise ValueError(f"a limit must be above 0, got {given[0]:g}")
+            raise ValueError(f"give one limit, a greatest cost, a speedup or a quality, got {given}")
+        least = 0 if self.worse is None else -1  # a distance of nothing
+        if given and not least < given[0] < math.inf:
+            raise ValueError(f"a limit must be above {least}, got {given[0]:g}")
 
     @classmethod
     def seconds(cls, most: float) -> Limit:
@@ -56,17 +61,27 @@ class Limit:
         """So many times as fast as the baseline."""
         return cls(unit, times=times)
 
+    @classmethod
+    def quality(cls, worse: float, unit: Unit = "seconds") -> Limit:
+        """The least cost at which the distance is at most this share above the baseline's: 0.02 is 2 %."""
+        return cls(unit, worse=worse)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return (self.most, self.times, self.worse) != (None, None, None)
+
     def cost(self, costs: Costs) -> float | None:
-        """The greatest cost, or none.
+        """The greatest cost, or none; of a quality the baseline's.
 
         Raises:
-            ValueError: for a speedup over a baseline whose steps are not fixed.
+            ValueError: for a limit that follows from a baseline whose steps are not fixed.
         """
-        if self.times is None:
+        if self.times is None and self.worse is None:
             return self.most
         if costs.base.schedule.adapts:
-            raise ValueError("a speedup is over a baseline of fixed steps: give another schedule, or another limit")
-        return costs(costs.base) / self.times
+            raise ValueError("such a limit is over a baseline of fixed steps: give another schedule, or another limit")
+        return costs(costs.base) / (self.times or 1)
 
 
 class Costs:

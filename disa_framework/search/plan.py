@@ -36,7 +36,7 @@ class Plan:
         seeds: of the final comparison, none of which the study used.
         finalists: best trials that are drawn twice more before one is chosen.
         batch_size: samples drawn together.
-        space: what a study chooses.
+        space: what a study chooses; `None` is all that there is to choose for the model, see `Space.whole`.
         calibration: how few steps at each stage are tried; `None` has a study begin without calibrated and learned
             schedules.
         fitting: how a solver of few steps is fitted to the head; a study begins with one if this is given.
@@ -54,7 +54,7 @@ class Plan:
     seeds: int = 3
     finalists: int = 5
     batch_size: int = 64
-    space: Space = Space()
+    space: Space | None = None
     calibration: Calibration | None = Calibration()
     fitting: Fitting | None = None
     profile_samples: int = 500
@@ -78,10 +78,10 @@ class Plan:
 
 
 class Point(NamedTuple):
-    """Of a front: what nothing else beats in both distance and cost."""
+    """Of a front: what nothing else beats in both distance and cost. No distance where nothing was drawn."""
 
     sampling: SamplingConfig
-    distance: float
+    distance: float | None
     cost: float
 
 

@@ -202,6 +202,17 @@ def table(rows: Sequence[Row], unit: str) -> list[list[str]]:
     return lines
 
 
+def kept_quality(rows: Sequence[Row], times: float) -> str:
+    """Whether the first row's distance is at most so many times the last one's, in words."""
+    found, baseline = rows[0], rows[-1]
+    share = found.mean / baseline.mean - 1
+    kept = "as was asked" if share <= times - 1 else "more than was asked: other noise says otherwise than the trials"
+    return (
+        f"its distance is {abs(share):.1%} {'above' if share > 0 else 'below'} the baseline's, {kept}; "
+        f"it costs {found.cost / baseline.cost:.3g} of it"
+    )
+
+
 def cost_error(rows: Sequence[Row]) -> float | None:
     """Median relative difference of predicted and timed latency."""
     errors = [abs(row.cost - row.latency) / row.latency for row in rows if row.latency]

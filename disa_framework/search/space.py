@@ -12,13 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from optuna.trial import BaseTrial
 
+from disa_framework.models.base import ARDiffusionModel
 from disa_framework.runtime.feature_cache import Lazy
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.order import TokenOrder
-from disa_framework.sampling.stage_sizes import StageSizes
+from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, TokenOrder
+from disa_framework.sampling.stage_sizes import ExponentialSizes, LinearSizes, StageSizes
 from disa_framework.schedules import PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.schedules.base import step_count
-from disa_framework.solvers import Solver
+from disa_framework.solvers import DPMSolverPP, LogSNR, Solver
 
 _MOST = 1000  # counts that a schedule is made of
 
@@ -263,6 +264,28 @@ class Space:
             given = getattr(self, name)
             if given and lever.offers is Range and not 0 <= given[0] <= given[1]:
                 raise ValueError(f"{name} must be two numbers from 0 on, the lower one first, got {[*given]}")
+
+    @classmethod
+    def whole(cls, model: ARDiffusionModel, base: SamplingConfig, cached: bool) -> Space:
+        """All that there is to choose for a model: stages, their sizes, order, solver, temperature, guidance, cache.
+
+        Args:
+            base: settled; has what is not chosen.
+            cached: whether caching may be chosen, which saves time, not evaluations.
+        """
+        K, masked = base.stages, model.layout is not None
+        solvers = (DPMSolverPP(grid=LogSNR()), DPMSolverPP(grid=LogSNR(), eta=0.5))
+        return cls(
+            num_stages=tuple(
+                count for count in (K, 3 * K // 4, K // 2) if model.min_stages <= count <= model.max_stages
+            ),
+            solver=solvers,
+            temperature=(0.85, 1.15),
+            guided_stages=((0.0, 0.5), (0.25, 1.0)) if base.guidance.active else (),
+            refresh=(1, 2, 4) if cached and model.caches_features else (),
+            order=(HaltonOrder(), CheckerboardOrder()) if masked else (),
+            stage_sizes=(LinearSizes(), ExponentialSizes()) if masked else (),
+        )
 
     @property
     def steps(self) -> Space:

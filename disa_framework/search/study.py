@@ -173,6 +173,32 @@ def choose(study: Study, objective: Objective, finalists: int = 5, progress: Pro
     return min(best, key=lambda trial: means[trial.number])
 
 
+def on_front(study: Study) -> list[FrozenTrial]:
+    """What nothing else beats in both distance and cost, each config once, by rising cost."""
+    best = {trial.user_attrs["key"]: trial for trial in study.best_trials}
+    return sorted(best.values(), key=lambda trial: trial.user_attrs["cost"])
+
+
+def cheapest(study: Study, objective: Objective, times: float, progress: Progress = silent) -> SamplingConfig:
+    """The first on the front, by rising cost, whose distance is at most so many times the baseline's when both are
+    drawn with other noise, too; the baseline if none is.
+
+    Args:
+        progress: is told of what is drawn.
+    """
+    front, seed = on_front(study), objective.meter.module.seed
+
+    def mean(sampling: SamplingConfig) -> float:
+        return statistics.mean(measured(study, objective, sampling, other) for other in range(seed - AGAIN, seed))
+
+    most = times * mean(objective.base)
+    for place, trial in enumerate(front):
+        progress(place, len(front))
+        if mean(sampling_of(trial)) <= most:
+            return sampling_of(trial)
+    return objective.base
+
+
 def check_drawn(study: Study) -> None:
     """Raises a ValueError that says why, if no trial was drawn to its end."""
     if not ranked(study):

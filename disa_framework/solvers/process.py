@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from disa_framework.runtime.devices import constant
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,8 @@ class Nodes:
         return Nodes(*(tuple(values[i] for i in indices) for values in columns))
 
     def on(self, device: torch.device) -> Tensor:
-        """The times on a device, in float32. They are brought there once, so that no stage has to wait for them."""
-        return _on(self.times, device)
-
-
-@lru_cache(maxsize=4096)
-def _on(times: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # whoever asks first may be drawing, and the next one training
-        return torch.tensor(times, dtype=torch.float32, device=device)
+        """The times on a device, in float32."""
+        return constant(self.times, torch.float32, device)
 
 
 def log_ratio(alpha: float, sigma: float) -> float:

@@ -1,1 +1,1 @@
-"""What needs no download: the exact mixture, handwritten digits, and the classifier that measures them."""
+"""Small data to try models on: the exact mixture, handwritten digits, clothes, and classifiers that measure them."""

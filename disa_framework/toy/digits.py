@@ -39,7 +39,7 @@ def digits(polarity: Polarity = "random") -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: unknown polarity.
     """
-    _check_polarity(polarity)
+    check_polarity(polarity)
     from sklearn.datasets import load_digits
 
     pixels, classes = load_digits(return_X_y=True)
@@ -132,6 +132,7 @@ class DigitsData(IndexedData):
         return to_uint8(self._train.tensors[0])
 
 
-def _check_polarity(polarity: str) -> None:
+def check_polarity(polarity: str) -> None:
+    """Raises a ValueError for an unknown one."""
     if polarity not in get_args(Polarity):
         raise ValueError(f"polarity={polarity!r}: must be one of {get_args(Polarity)}; give one of them")

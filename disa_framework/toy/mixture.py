@@ -123,18 +123,17 @@ class MixtureAR(ARDiffusionModel[MixtureState]):
     def begin(self, condition: Tensor | None, sampling: SamplingConfig, noise: NoiseSource) -> MixtureState:
         M, N = self.means.shape
         branches = [condition, None][: sampling.branches_from(0)]
-        batch_size, order = noise.batch_size, self.layout.places(sampling, noise)
+        batch_size, order = noise.batch_size, self.layout.places(sampling, noise, self.device)
         order = order[0] if len(order) == 1 else order
         covariance = bring(self._covariance, order.device)[order[..., :, None], order[..., None, :]]
         factor = torch.linalg.cholesky_ex(covariance).L  # the other one waits for the device
-        order = bring(order, self.device)
         return MixtureState(
             tokens=self.means.new_zeros(batch_size, N, dtype=self.dtype),
             whitened=self.means.new_zeros(batch_size, M, N, dtype=self.dtype),
             log_weights=torch.stack([self.component_weights(c, batch_size).log() for c in branches]),
             order=order,
             means=self.means.float()[:, order].movedim(0, -2).contiguous(),
-            factor=bring(factor.float(), self.device),
+            factor=factor.float(),
             ends=self.layout.ends(sampling),
             sampling=sampling,
         )

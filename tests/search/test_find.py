@@ -24,6 +24,7 @@ from disa_framework.schedules import Constant
 from disa_framework.search import Calibration, Found, Limit, Meter, Plan, Profile, Space, Stages, find, open_storage
 from disa_framework.solvers import Euler
 from disa_framework.toy.exact import SlicedWasserstein
+from disa_framework.toy.mixture import MixtureAR
 from examples.sequence import SequenceAR
 from tests.models.tiny import filled, tiny_mar
 from tests.search.small import CPU, LABELS, STAGES, mixture_module, per_stage
@@ -168,12 +169,58 @@ def test_a_front_has_the_best_for_every_cost(tmp_path: Path) -> None:
     (tmp_path / "front").mkdir()
     (tmp_path / "front/99.yaml").touch()  # of a front that was longer
     found = searched(Limit("evaluations"), tmp_path, method="pareto", trials=20)
-    costs, distances = [point.cost for point in found.front], [point.distance for point in found.front]
+    costs = [point.cost for point in found.front]
+    distances = [point.distance for point in found.front if point.distance is not None]
     assert costs == sorted(set(costs)) and distances == sorted(set(distances), reverse=True) and len(costs) > 2
     written = sorted((tmp_path / "front").iterdir())
     assert [SamplingConfig.load(path) for path in written] == [point.sampling for point in found.front]
     assert found.sampling == found.front[-1].sampling
     assert (tmp_path / "report.html").exists() and not (tmp_path / "best.yaml").exists()
+
+
+def test_the_cheapest_of_a_quality_is_found(tmp_path: Path) -> None:
+    near, far = (
+        searched(Limit.quality(worse, "evaluations"), folder, 20, trials=16, rungs=(400,))
+        for worse, folder in ((0.6, tmp_path), (3.0, None))
+    )
+    winner, baseline = near.rows
+    assert near.cost < baseline.cost == 80 and winner.mean < 2 * baseline.mean  # so few samples leave some to chance
+    assert far.cost < near.cost and far.rows[0].sampling == far.sampling
+    assert SamplingConfig.load(tmp_path / "best.yaml") == near.sampling and (tmp_path / "report.html").exists()
+    assert "the baseline's" in near.notes[-1]
+
+
+def test_a_quality_that_nothing_cheaper_has_leaves_the_baseline() -> None:
+    found = searched(Limit.quality(-0.9, "evaluations"), trials=3, rungs=(100,))
+    assert found.sampling == found.rows[-1].sampling and found.cost == 48
+
+
+@pytest.mark.parametrize("method", ["study", "calibrate", "learn"])
+def test_without_a_limit_nothing_is_drawn_and_the_front_is_predicted(method: str, tmp_path: Path) -> None:
+    found = searched(Limit("evaluations"), tmp_path, 12, method=method)
+    costs = [point.cost for point in found.front]
+    assert costs == sorted(set(costs)) and costs[-1] <= 48 and len(costs) > 3
+    assert all(point.distance is None for point in found.front) and "study" in found.notes[0]
+    written = sorted((tmp_path / "front").iterdir())
+    assert [SamplingConfig.load(path) for path in written] == [point.sampling for point in found.front]
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_kept_profile_answers_another_limit_without_drawing_more_than_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, propose = list[int](), MixtureAR.propose
+
+    def counted(model: MixtureAR, state: Any, stage: int) -> Any:
+        stages.append(stage)
+        return propose(model, state, stage)
+
+    monkeypatch.setattr(MixtureAR, "propose", counted)
+    first = searched(Limit.evaluations(30), tmp_path, method="calibrate")
+    drawn = len(stages)
+    second = searched(Limit.evaluations(18), tmp_path, method="calibrate")
+    assert second.cost <= 18 < first.cost <= 30
+    assert drawn > 2 * STAGES and len(stages) == drawn + STAGES  # which sees that the module can be drawn with
 
 
 def test_another_worker_that_ends_later_says_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +251,7 @@ def test_profiles_and_costs_are_those_of_the_cache_and_the_batch(tmp_path: Path)
 @pytest.mark.parametrize(
     ("limit", "options", "message"),
     [
-        (Limit("evaluations"), {}, "give a limit"),
+        (Limit.quality(0.1), {"method": "calibrate"}, "not the method calibrate"),
         (Limit.evaluations(3), {}, "a limit of 3 evaluations per sample: the fastest takes 4"),
         (Limit.seconds(1e-9), {}, "a limit of 1e-09 seconds per sample: the fastest takes 0.0"),
         (Limit.evaluations(9), {"rungs": (5, 5)}, r"from 1 on that rise, got \[5, 5\]"),

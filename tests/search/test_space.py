@@ -8,12 +8,15 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from disa_framework import Guidance, Lazy
+from disa_framework import Guidance, Lazy, SamplingConfig
+from disa_framework.models import ARDiffusionModel
 from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, RandomOrder
 from disa_framework.sampling.stage_sizes import LinearSizes
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
-from disa_framework.solvers import DDIM, DDPM, Spaced
+from disa_framework.solvers import DDIM, DDPM, Euler, RectifiedFlow, Spaced
+from tests.models.tiny import tiny_mar
+from tests.models.tiny_flow import tiny_xar
 from tests.search.small import mixture_module, per_stage
 
 K = 12
@@ -141,3 +144,23 @@ def test_the_period_of_feature_caching_is_the_nearest() -> None:
         sampling = replace(base, cache=cache)
         assert space.suggest(FixedTrial(space.encode(sampling, base)), sampling).cache == found
     assert {sampling.cache for sampling in space.cheapest(base)} == {None, Lazy(2), Lazy(4)}
+
+
+def test_the_whole_space_has_what_a_model_has() -> None:
+    masked, sequence = tiny_mar(), tiny_xar()
+    base = SamplingConfig(Constant(8), guidance=Guidance(2.0))
+    space = Space.whole(masked, masked.settle(base), cached=True)
+    assert space.order and space.stage_sizes and space.refresh and space.guided_stages and space.num_stages
+    assert not Space.whole(masked, masked.settle(base), cached=False).refresh
+    plain = Space.whole(sequence, sequence.settle(replace(base, solver=Euler(), guidance=Guidance())), cached=True)
+    assert not (plain.order or plain.stage_sizes or plain.refresh or plain.guided_stages)
+
+
+@pytest.mark.parametrize("model", [tiny_mar(), tiny_xar()], ids=["masked", "flow"])
+def test_all_of_the_whole_space_can_be_drawn_with(model: ARDiffusionModel) -> None:
+    solver = Euler() if isinstance(model.process, RectifiedFlow) else DDPM()
+    base = model.settle(SamplingConfig(Constant(3), solver, guidance=Guidance(2.0)))
+    space = Space.whole(model, base, cached=True)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(60):
+        model.settle(space.suggest(study.ask(), base))
