@@ -6,6 +6,7 @@ Letters: `B` images, `c h w` pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
@@ -51,10 +52,10 @@ class FID(Quality):
     def __init__(self, features: FeatureExtractor, reference: LightningDataModule | str | None = None) -> None:
         if reference is None and features.reference is None:
             raise ValueError(f"no statistics come with {type(features).__name__}: give a reference")
-        reference = reference or str(features.reference)
-        if not isinstance(reference, str) and not hasattr(reference, "reference_images"):
-            raise ValueError(f"{type(reference).__name__} has no reference_images: give an .npz with mu and sigma")
-        self.features, self.reference = features, reference
+        known: Any = reference or str(features.reference)
+        if not isinstance(known, str) and not hasattr(known, "reference_images"):
+            raise ValueError(f"{type(known).__name__} has no reference_images: give an .npz with mu and sigma")
+        self.features, self.reference = features, known
 
     def metric(self, module: ARDiffusionModule, condition: Condition | None) -> Metric:
         if isinstance(self.reference, str):
