@@ -24,7 +24,7 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest -n 2 --durations=10
 
-# Draws clothes with the model that comes with the package: a minute or two on two cores.
+# Draws clothes with the model that comes with the package: a minute on two cores.
 demo: setup
 	$(BIN)/python -m examples.fashion
 

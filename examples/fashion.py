@@ -1,6 +1,6 @@
 """Drawing with the MAR of Fashion-MNIST that comes with the package: the paper's ramps, and the recipes found for it.
 
-    python -m examples.fashion                              the demo: two minutes, nothing is trained
+    python -m examples.fashion                              the demo: a minute, nothing is trained
     python -m examples.fashion --num_images 5000 --seeds 0 1 2      its table with less noise, three draws
 
 All rows share their noise. Images are kept: a second run draws nothing that is there.

@@ -171,7 +171,7 @@ def test_every_search_configuration_is_read_by_the_command(name: str, capsys: py
     with pytest.raises(SystemExit) as stop:
         search(["--config", name, "--print_config"])
     assert stop.value.code == 0
-    assert "class_path: disa_framework.search" in capsys.readouterr().out
+    assert "\nmetric:\n  class_path: disa_framework." in capsys.readouterr().out
 
 
 def test_a_search_draws_with_the_model_that_was_trained() -> None:
