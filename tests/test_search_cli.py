@@ -171,7 +171,9 @@ def test_every_search_configuration_is_read_by_the_command(name: str, capsys: py
     with pytest.raises(SystemExit) as stop:
         search(["--config", name, "--print_config"])
     assert stop.value.code == 0
-    assert "\nmetric:\n  class_path: disa_framework." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\nmetric:\n  class_path: disa_framework." in out
+    assert "class_path: disa_framework.search" in out or "\nspace: null\n" in out
 
 
 def test_a_search_draws_with_the_model_that_was_trained() -> None:

@@ -48,14 +48,12 @@ class Replaying:
         """Latents `[B, *latent_shape]`; arguments and errors are those of `generate`."""
         check_request(model, condition, len(indices))
         settled, source = model.settle(sampling), PhiloxNoise(seed, indices, model.device)
-        labels = None if condition is None else place(condition, model.device)
+        # What a graph reads later batches overwrite: it must not be the caller's.
+        labels = None if condition is None else place(condition, model.device).clone()
         inputs = [*source.tensors, *([] if labels is None else [labels])]
         kind = *_kind(model, settled, inputs), *observers
         if kind != self._kept[0] and kind == self._seen:
-            # Later batches overwrite what the graph reads, which must not be the caller's.
-            labels = None if labels is None else labels.clone()
-            read = [*source.tensors, *([] if labels is None else [labels])]
-            self._kept = kind, self._recorded(lambda: run(model, labels, settled, source, observers), read)
+            self._kept = kind, self._recorded(lambda: run(model, labels, settled, source, observers), inputs)
         self._seen = kind
         if kind == self._kept[0] and self.graph is not None:
             return self.graph(*inputs)
