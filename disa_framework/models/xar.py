@@ -172,7 +172,7 @@ class XAR(ARDiffusionModel[XARState]):
         """Velocity `[B, n, C]` of the tokens `x [B, n, C]` at `place`.
 
         Args:
-            condition: class plus time, `[B, 1 or n, w]`.
+            condition: class plus time, `[B, 1, w]`, or one for each cell of several.
             tables: of these tokens.
             caches: keys and values of what comes before `place`, which those of `x` are written behind; `None` if
                 nothing does.
@@ -255,9 +255,8 @@ class XAR(ARDiffusionModel[XARState]):
         labels = null if condition is None else torch.where(draws.dropped, null, condition)
         cells = self.class_emb(labels)[:, None] + self.time_embed(flow_times(draws.times, clean.device))
         noisy = torch.lerp(clean, draws.noise, draws.times.repeat_interleave(self.cell_tokens, dim=1)[..., None])
-        tokens = cells.repeat_interleave(self.cell_tokens, dim=1)
         place = slice(0, clean.shape[1])
-        return self.velocity(noisy, tokens, self.tables(place), place, mask=self.mask)
+        return self.velocity(noisy, cells, self.tables(place), place, mask=self.mask)
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None

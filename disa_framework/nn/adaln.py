@@ -55,8 +55,11 @@ class AdaptiveBlock(Region):
     def forward(
         self, x: Tensor, condition: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """`x [B, L, w]` under `condition [B, 1 or L, w]`."""
-        return adaptive(x, self.ada_lin(condition), self.attn, self.mlp, table, past, mask)
+        """`x [B, L, w]` under `condition [B, m, w]`, each of them for `L / m` tokens in turn."""
+        modulation, m = self.ada_lin(condition), condition.shape[1]
+        if m > 1:
+            modulation = modulation.repeat_interleave(x.shape[1] // m, dim=1)
+        return adaptive(x, modulation, self.attn, self.mlp, table, past, mask)
 
 
 def adaptive(

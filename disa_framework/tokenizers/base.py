@@ -49,13 +49,14 @@ class SpaceToDepth(Tokenizer):
 
     Args:
         patch: side of a square; a gray image `[1, h, w]` has latents `[patch * patch, h / patch, w / patch]`.
+        margin: rows and columns of black pixels around an image that are folded with it, and cut off again.
     """
 
-    def __init__(self, patch: int = 2) -> None:
+    def __init__(self, patch: int = 2, margin: int = 0) -> None:
         super().__init__()
-        if patch < 1:
-            raise ValueError(f"patch must be at least 1, got {patch}")
-        self.patch = patch
+        if patch < 1 or margin < 0:
+            raise ValueError(f"patch must be at least 1 and margin at least 0, got {patch} and {margin}")
+        self.patch, self.margin = patch, margin
 
     def check(self, latent_shape: Sequence[int]) -> None:
         if len(latent_shape) != 3 or latent_shape[0] % self.patch**2:
@@ -65,7 +66,7 @@ class SpaceToDepth(Tokenizer):
             )
 
     def encode(self, images: Tensor) -> Tensor:
-        return F.pixel_unshuffle(images, self.patch)
+        return F.pixel_unshuffle(F.pad(images, [self.margin] * 4, value=-1.0), self.patch)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return F.pixel_shuffle(latents, self.patch)
+        return F.pad(F.pixel_shuffle(latents, self.patch), [-self.margin] * 4)

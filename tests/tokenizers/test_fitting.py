@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from disa_framework.models.harmon import language_model
 from disa_framework.module import ARDiffusionModule
@@ -30,6 +31,21 @@ def test_a_tokenizer_of_images_is_refused_for_other_samples() -> None:
     for tokenizer in (SpaceToDepth(), tiny_autoencoder()):
         with pytest.raises(ValueError, match="the model draws"):
             tokenizer.check((5, 7))
+
+
+@pytest.mark.parametrize(("patch", "margin", "folded"), [(1, 0, (2, 12, 12)), (2, 0, (8, 6, 6)), (4, 2, (32, 4, 4))])
+def test_folding_and_unfolding_gives_the_image_back(patch: int, margin: int, folded: tuple[int, ...]) -> None:
+    images, tokenizer = torch.rand(3, 2, 12, 12) * 2 - 1, SpaceToDepth(patch, margin)
+    latents = tokenizer.encode(images)
+    assert latents.shape[1:] == folded
+    assert torch.equal(tokenizer.decode(latents), images)
+    assert latents.min() == (-1 if margin else images.min())
+
+
+@pytest.mark.parametrize("wrong", [{"patch": 0}, {"margin": -1}])
+def test_folding_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        SpaceToDepth(**wrong)
 
 
 def test_a_tokenizer_that_fits_is_taken() -> None:
