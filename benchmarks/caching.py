@@ -1,17 +1,22 @@
 """Does feature caching add up with annealing?
 
-    python -m benchmarks.caching [--subjects pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
-        [--start 4]
+    python -m benchmarks.caching [--subjects fashion pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
+        [--start 4] [--ckpt_path fashion/mar] [--num_stages 16] [--scale 1]
 
-Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from three training runs of
+Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from
+
+* `fashion`: a trained MAR of Fashion-MNIST, that of the package or another converted file, also with the recipe `best`;
+
+and from three training runs of
 
 * `pixels`: digits with a token a pixel (configs/digits/pixels.yaml): 64 tokens, 32 stages, 4 + 4 blocks;
 * `digits`: digits in 16 tokens, 16 stages, 2 + 2 blocks (configs/digits/mar.yaml), where there is little to cache;
 * `mixture`: a MAR trained on what MixtureAR draws exactly: 16 tokens, 16 stages, 4 + 4 blocks.
 
 Prints distances (digits: Fréchet distance in the features of a classifier; mixture: sliced Wasserstein distance to the
-exact distribution) with their standard deviation over training runs, milliseconds an image, timed in turn, and
-speed-ups. That of both should be at least 0.8 times the product of the parts. Training runs are kept.
+exact distribution) with their standard deviation over seeds, each of a training run, where there are any, and of the
+noise; milliseconds an image, timed in turn; and speed-ups. That of both should be at least 0.8 times the product of the
+parts. Training runs are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,24 +34,24 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from disa_framework import Lazy, SamplingConfig
+from disa_framework import Guidance, Lazy, SamplingConfig
 from disa_framework.cli.common import find_config
-from disa_framework.files import write_atomically
+from disa_framework.files import RECIPES, write_atomically
+from disa_framework.hub import load_model
 from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.measure import measure_latency
 from disa_framework.metrics.quality import FID
-from disa_framework.models import MAR
+from disa_framework.models import MAR, ARDiffusionModel
 from disa_framework.module import ARDiffusionModule, Optimization
-from disa_framework.schedules import Constant, Linear, StepSchedule
-from disa_framework.toy.classifier import DigitsFeatures
+from disa_framework.schedules import Constant, Linear
+from disa_framework.toy.classifier import DigitsFeatures, FashionFeatures
 from disa_framework.toy.digits import DigitsData
 from disa_framework.toy.exact import ProjectedMixture
 from disa_framework.toy.mixture import MixtureAR
 from examples.digits import train
 
-NOISE = 100  # seed of what is drawn
+NOISE = 100  # added to a seed: that of what is drawn
 BATCH = 250
-NAMES = ("none", "cache", "annealed", "cache + annealed")
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,14 @@ class Subject:
         load: the model of a training run, from a folder and a seed.
         distance: of what a module drew, images `[S, c, h, w]` in [-1, 1].
         classes: to draw in turn.
-        num_stages, constant, annealed: of the runs.
+        samplings: to draw with, by name, beginning with the one that others are compared with.
         count: samples measured.
     """
 
-    load: Callable[[Path, int], MAR]
+    load: Callable[[Path, int], ARDiffusionModel]
     distance: Callable[[ARDiffusionModule, Tensor], float]
     classes: int
-    num_stages: int
-    constant: StepSchedule
-    annealed: StepSchedule
+    samplings: Mapping[str, SamplingConfig]
     count: int
 
 
@@ -110,33 +113,48 @@ def _fit(model: MAR, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _frechet(module: ARDiffusionModule, images: Tensor) -> float:
-    quality = FID(DigitsFeatures(), DigitsData(polarity="random"))
-    metric = quality.metric(module, None)
-    quality.update(metric, images)
-    return float(metric.compute())
+def _frechet(make: Callable[[], FID]) -> Callable[[ARDiffusionModule, Tensor], float]:
+    def distance(module: ARDiffusionModule, images: Tensor) -> float:
+        quality = make()
+        metric = quality.metric(module, None)
+        quality.update(metric, images)
+        return float(metric.compute())
+
+    return distance
 
 
 def _wasserstein(module: ARDiffusionModule, latents: Tensor) -> float:
     return ProjectedMixture.of(MixtureAR()).distance(latents.flatten(1))
 
 
+def _ramp(num_stages: int, steps: int, early: int, late: int) -> dict[str, SamplingConfig]:
+    return {
+        f"constant {steps}": SamplingConfig(Constant(steps), num_stages=num_stages),
+        f"linear {early}→{late}": SamplingConfig(Linear(early, late), num_stages=num_stages),
+    }
+
+
+def _fashion(ckpt_path: str, num_stages: int, scale: float) -> Subject:
+    recipe = replace(SamplingConfig.load(RECIPES / "fashion/mar/best.yaml"), num_stages=num_stages)
+    samplings = {**_ramp(num_stages, 50, 50, 5), "recipe best": recipe}
+    guided = {name: replace(sampling, guidance=Guidance(scale)) for name, sampling in samplings.items()}
+    model = load_model(ckpt_path).float()
+    return Subject(lambda folder, seed: model, _frechet(lambda: FID(FashionFeatures())), 10, guided, 2000)
+
+
+_DIGITS = _frechet(lambda: FID(DigitsFeatures(), DigitsData(polarity="random")))
 SUBJECTS = {
-    "pixels": Subject(_digits("digits/pixels"), _frechet, 10, 32, Constant(25), Linear(10, 2), 1000),
-    "digits": Subject(_digits("digits/mar"), _frechet, 10, 16, Constant(25), Linear(10, 2), 1500),
-    "mixture": Subject(_mixture, _wasserstein, 1, 16, Constant(50), Linear(50, 5), 5000),
+    "pixels": Subject(_digits("digits/pixels"), _DIGITS, 10, _ramp(32, 25, 10, 2), 1000),
+    "digits": Subject(_digits("digits/mar"), _DIGITS, 10, _ramp(16, 25, 10, 2), 1500),
+    "mixture": Subject(_mixture, _wasserstein, 1, _ramp(16, 50, 50, 5), 5000),
 }
 
 
 @torch.inference_mode()
-def examine(subject: Subject, model: MAR, cache: Lazy) -> tuple[list[float], list[float]]:
-    """Distance, and milliseconds an image, of each of `NAMES`."""
-    module = ARDiffusionModule(model, SamplingConfig(num_stages=subject.num_stages), seed=NOISE).eval()
-    samplings = [
-        replace(module.sampling, schedule=schedule, cache=used)
-        for schedule in (subject.constant, subject.annealed)
-        for used in (None, cache)
-    ]
+def examine(subject: Subject, model: ARDiffusionModel, cache: Lazy, seed: int) -> tuple[list[float], list[float]]:
+    """Distance, and milliseconds an image, with each of the sampling configs, without the cache and with it."""
+    samplings = [replace(sampling, cache=used) for sampling in subject.samplings.values() for used in (None, cache)]
+    module = ARDiffusionModule(model, samplings[0], seed=NOISE + seed).eval()
     labels, distances = torch.arange(subject.count) % subject.classes, []
     for sampling in samplings:
         drawing = module.drawing(sampling)
@@ -149,14 +167,17 @@ def table(name: str, subject: Subject, runs: Sequence[tuple[list[float], list[fl
     """Markdown."""
     distances, times = (list(zip(*part, strict=True)) for part in zip(*runs, strict=True))
     gains = [[first / other for first, other in zip(times[0], row, strict=True)] for row in times]
-    lines = [f"| {name} | schedule | distance | ms an image | speed-up |", "|---|---|---|---|---|"]
-    schedules = [schedule for schedule in (subject.constant, subject.annealed) for _ in range(2)]
+    lines = [f"| {name} | distance | ms an image | speed-up |", "|---|---|---|---|"]
+    titles = [f"{title}{cached}" for title in subject.samplings for cached in ("", ", cached")]
     lines += [
-        f"| {title} | {schedule} | {_spread(row)} | {statistics.mean(ms):.2f} | {_spread(gain)} |"
-        for title, schedule, row, ms, gain in zip(NAMES, schedules, distances, times, gains, strict=True)
+        f"| {title} | {_spread(row)} | {statistics.mean(ms):.2f} | {_spread(gain)} |"
+        for title, row, ms, gain in zip(titles, distances, times, gains, strict=True)
     ]
-    shares = [both / (cache * annealed) for _, cache, annealed, both in zip(*gains, strict=True)]
-    return "\n".join([*lines, f"\nspeed-up of both over the product of the parts: {_spread(shares)}\n"])
+    lines.append("\nspeed-up of both over the product of the parts:")
+    for title, alone, both in zip(titles[2::2], gains[2::2], gains[3::2], strict=True):
+        shares = [b / (cache * a) for cache, a, b in zip(gains[1], alone, both, strict=True)]
+        lines.append(f"* {title}: {_spread(shares)}")
+    return "\n".join([*lines, ""])
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -165,22 +186,32 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
+    options = _options(args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    texts, cache, output = [], Lazy(options.refresh, options.share, options.start), Path(options.output)
+    for name in options.subjects:
+        subject = SUBJECTS.get(name) or _fashion(options.ckpt_path, options.num_stages, options.scale)
+        models = [subject.load(output / name / f"seed{seed}", seed) for seed in options.seeds]
+        runs = [examine(subject, model, cache, seed) for model, seed in zip(models, options.seeds, strict=True)]
+        texts.append(table(name, subject, runs))
+        print(texts[-1], flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "caching.md", "\n".join(texts).encode())
+
+
+def _options(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.caching", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training run each")
+    known = ["fashion", *SUBJECTS]
+    parser.add_argument("--subjects", nargs="+", choices=known, default=known)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of a training run and of the noise")
     parser.add_argument("--refresh", type=int, default=4)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--start", type=int, default=4)
+    parser.add_argument("--ckpt_path", default="fashion/mar", help="a MAR of Fashion-MNIST: a converted file")
+    parser.add_argument("--num_stages", type=int, default=16, help="of that MAR")
+    parser.add_argument("--scale", type=float, default=1.0, help="of that MAR's classifier-free guidance")
     parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
-    options = parser.parse_args(args)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    texts, cache = [], Lazy(options.refresh, options.share, options.start)
-    for name in options.subjects:
-        subject, root = SUBJECTS[name], Path(options.output) / name
-        runs = [examine(subject, subject.load(root / f"seed{seed}", seed), cache) for seed in options.seeds]
-        texts.append(table(name, subject, runs))
-        print(texts[-1], flush=True)
-    write_atomically(Path(options.output) / "caching.md", "\n".join(texts).encode())
+    return parser.parse_args(args)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
@@ -37,6 +39,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise type(error)(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes plain data as `write_atomically` does, a line for each part."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def remove_leftovers(folder: Path, belongs: Callable[[Path], bool], pattern: str = ".*.tmp") -> None:

@@ -81,9 +81,8 @@ def draw(
         folder.claim(module.identity(condition, batch_size, **how))
     runner.predict(module, datamodule=data, return_predictions=False)
     runner.strategy.barrier("all samples are written")
-    if not runner.is_global_zero:
-        return None
-    return _finish(module, folder, data, form, facts or {}, timer.seconds_per_image)
+    seconds = timer.seconds_per_image
+    return _finish(module, folder, data, form, facts or {}, seconds) if runner.is_global_zero else None
 
 
 def measure(

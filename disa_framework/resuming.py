@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework import values
-from disa_framework.files import write_atomically
+from disa_framework.files import write_json
 from disa_framework.sampling.condition import Condition, digest
 from disa_framework.sampling.config import SamplingConfig
 
@@ -79,7 +79,7 @@ def claim(manifest: Path, asked: RunIdentity, occupied: bool, what: str) -> None
         ValueError: if it holds files of another run, or nothing tells of which.
     """
     if not manifest.exists() and not occupied:
-        return write_atomically(manifest, (json.dumps({"identity": asked}, indent=2) + "\n").encode())
+        return write_json(manifest, {"identity": asked})
     if not manifest.exists():
         raise ValueError(f"{manifest.parent} holds {what} that nothing describes: choose another folder")
     try:

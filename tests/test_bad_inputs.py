@@ -14,7 +14,7 @@ import pytest
 
 from disa_framework import SamplingConfig
 from disa_framework.cli import start
-from disa_framework.cli.common import make_parser, parse, sampling_of
+from disa_framework.cli.common import make_parser, make_sampling, parse
 from disa_framework.cli.drawing import add_drawing
 from disa_framework.models import MAR, XAR, CausalAR, FlowAR
 from disa_framework.models.base import ARDiffusionModel
@@ -312,4 +312,4 @@ def test_a_sampling_config_may_name_a_class_that_an_option_names(
 def sampling_with(line: str) -> SamplingConfig:
     parser = make_parser("disa-predict", "")
     add_drawing(parser)
-    return sampling_of(parser.instantiate(parse(parser, line.split())))
+    return make_sampling(parser.instantiate(parse(parser, line.split())))

@@ -201,7 +201,7 @@ def test_the_program_ends_with_the_status_of_the_signal_and_one_line(
         folder = tmp_path / number.name
         monkeypatch.setattr(sys, "argv", ["disa-fit", "--config", config(folder, at(3, int(number)))])
         with pytest.raises(SystemExit) as end:
-            run("fit.fit")
+            run("fit")
         said = capsys.readouterr().err.splitlines()
         assert end.value.code == status and (folder / "last.ckpt").exists()
         assert len(said) == 1 and said[0].startswith("disa-fit: ") and number.name in said[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from disa_framework import SamplingConfig
-from disa_framework.cli.bench import benchmark
+from disa_framework.cli.bench import bench
 from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.evaluate import evaluate
 from disa_framework.cli.fit import fit
@@ -21,7 +21,7 @@ from disa_framework.hub.published import PUBLISHED
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 PROGRAMS = {
-    "disa-bench": benchmark, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
+    "disa-bench": bench, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
     "disa-predict": predict, "disa-search": search,
 }  # fmt: skip
 COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from disa_framework.callbacks.sample_writers import Images, SampleWriter, png
 from disa_framework.data.archive import Pixels, read_array, write_archive
-from disa_framework.files import remove_leftovers, write_atomically
+from disa_framework.files import remove_leftovers, write_atomically, write_json
 from disa_framework.resuming import RunIdentity, claim
 
 Format = Literal["png", "npz", "both"]
@@ -91,8 +91,7 @@ class SampleFolder:
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to `samples.json`, beside the identity of the run."""
-        content = json.dumps({**self.facts(), **facts}, indent=2)
-        write_atomically(self.manifest, (content + "\n").encode())
+        write_json(self.manifest, {**self.facts(), **facts})
 
     def write(self, index: int, sample: Tensor) -> None:
         """Writes a sample, as `SampleWriter.prepare` gives it, unless it exists."""

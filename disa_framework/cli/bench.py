@@ -26,7 +26,7 @@ and bench.png. Schedules, batch sizes and precision are those of all configurati
 """
 
 
-def benchmark(args: Sequence[str] | None = None) -> Path:
+def bench(args: Sequence[str] | None = None) -> Path:
     """Times, and returns the folder of the results; see `disa-bench --help`."""
     asked = _read(args)
     named = {str(asked.config[-1]) if asked.config else "options": asked}

@@ -18,7 +18,7 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning import Trainer
 
 from disa_framework.callbacks.sample_writers import SampleWriter
-from disa_framework.cli.refusals import OneLine, refuse_blanks, shortened, without_union
+from disa_framework.cli.refusals import OneLine, in_one_line, refuse_blanks, without_union
 from disa_framework.cli.running import DEBUG, quiet, without_passwords
 from disa_framework.data.conditions import ConditionReader
 from disa_framework.files import CONFIG_FOLDERS, RECIPES, shipped
@@ -79,7 +79,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # of a class within, whose message becomes part of the whole one's
             super().error(message, ex)
-        self.exit(2, f"{self.prog}: error: {shortened(without_passwords(message), self.prog, _FAMILIES)}\n")
+        self.exit(2, f"{self.prog}: error: {in_one_line(without_passwords(message), self.prog, _FAMILIES)}\n")
 
 
 class _FindConfig(ActionConfigFile):
@@ -178,7 +178,7 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
         raise without_union(error) from None
 
 
-def sampling_of(init: Namespace) -> SamplingConfig:
+def make_sampling(init: Namespace) -> SamplingConfig:
     """The sampling config of instantiated options."""
     given = {name: init[name] for name in FIELDS if name in init}
     return SamplingConfig(**{name: value for name, value in given.items() if value is not None})
@@ -188,4 +188,4 @@ def make_module(init: Namespace, **more: Any) -> ARDiffusionModule:
     """The module of instantiated options; `more` replaces some."""
     names = ("model", "tokenizer", "compile", "graphs", "attention", "optimization", "seed")
     given = {name: init[name] for name in names if name in init}
-    return ARDiffusionModule(**{"sampling": sampling_of(init), **given, **more})
+    return ARDiffusionModule(**{"sampling": make_sampling(init), **given, **more})

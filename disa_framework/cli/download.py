@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from disa_framework import hub
 from disa_framework.cli.printing import progress_bar
 from disa_framework.cli.refusals import OneLine
+from disa_framework.hub.downloading import FOLDER
 from disa_framework.hub.published import PUBLISHED
 
 _NAMES = "\n".join(f"  {name:16} {published.description}" for name, published in PUBLISHED.items())
@@ -19,6 +20,7 @@ names:
 examples:
   disa-download kl16
   disa-download mar-base --to checkpoints
+  disa-download fashion-mnist
 
 A transfer that was cut goes on where it was when the command is given again.
 """
@@ -29,7 +31,7 @@ def download(args: Sequence[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = OneLine(prog="disa-download", description=_DOWNLOAD, formatter_class=formatter)
     parser.add_argument("name", help="What to fetch.")
-    parser.add_argument("--to", dest="folder", default="checkpoints", help="Folder to put it in.")
+    parser.add_argument("--to", dest="folder", default=FOLDER, help="Folder to put it in.")
     parser.add_argument("--url", help="Another address of the same file.")
     parser.add_argument("--keep", action="store_true", help="Keep the file as it was published, too.")
     options = vars(parser.parse_args(args))

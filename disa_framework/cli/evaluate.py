@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from disa_framework.cli.common import instantiate, make_parser, parse
-from disa_framework.cli.printing import print_figures
+from disa_framework.cli.printing import show_figures
 from disa_framework.data.reading import Reading
-from disa_framework.files import check_writable, write_atomically
+from disa_framework.files import check_writable
 from disa_framework.metrics.evaluation import Comparison, make_reference
 from disa_framework.metrics.evaluation import evaluate as measure
 
@@ -48,10 +47,7 @@ def evaluate(args: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     result = measure(init.samples, comparison, reading, init.count)
     if result:
-        print_figures(result)
-    if result and init.output:
-        Path(init.output).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(init.output), (json.dumps(result, indent=2) + "\n").encode())
+        show_figures(result, init.output)
     return result or {}
 
 

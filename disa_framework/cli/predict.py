@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,8 +11,8 @@ from jsonargparse.typing import PositiveInt
 from disa_framework.callbacks import SampleFolder, SampleWriter
 from disa_framework.cli.common import instantiate, make_module, make_parser, parse
 from disa_framework.cli.drawing import add_drawing, load, reader, with_vae
-from disa_framework.cli.printing import print_figures
-from disa_framework.files import check_writable, write_atomically
+from disa_framework.cli.printing import show_figures
+from disa_framework.files import check_writable
 from disa_framework.metrics.evaluation import Comparison
 from disa_framework.prediction import Drawn, draw, measure
 
@@ -51,9 +49,9 @@ def predict(args: Sequence[str] | None = None) -> SampleFolder:
     if init.format == _NOTHING:
         output = folder.path / "evaluation.json"
         check_writable(output)
-        _report(measure(module, init.evaluate, condition, count, **how), output)
-    else:
-        drawn = draw(module, folder, condition, count, form=init.format, facts={"asked": str(asked)}, **how)
+        if figures := measure(module, init.evaluate, condition, count, **how):  # none on other processes
+            show_figures(figures, output)
+    elif drawn := draw(module, folder, condition, count, form=init.format, facts={"asked": str(asked)}, **how):
         _say(drawn, module.sampling.schedule.adapts, init.grid)
     return folder
 
@@ -85,18 +83,8 @@ def _check(init: Namespace) -> None:
         raise ValueError("--grid shows images that are kept: leave it out, or choose another --format")
 
 
-def _report(figures: dict[str, Any] | None, output: Path) -> None:
-    """Prints figures, and writes them with what they were made with; another process than the first has none."""
-    if figures is not None:
-        print_figures(figures)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, (json.dumps(figures, indent=2) + "\n").encode())
-
-
-def _say(drawn: Drawn | None, adapts: bool, grid: bool) -> None:
-    """Says where the samples are and what they took; another process than the first has nothing to say."""
-    if drawn is None:
-        return
+def _say(drawn: Drawn, adapts: bool, grid: bool) -> None:
+    """Says where the samples are and what they took."""
     folder = drawn.folder
     written = [path for path in (folder.path, folder.archive) if path.exists()]
     if grid:

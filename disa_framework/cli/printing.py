@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from disa_framework.files import write_json
 from disa_framework.progress import Progress
 
 
@@ -18,12 +20,15 @@ def aligned(lines: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    """Figures with their names, one a line."""
+def show_figures(figures: dict[str, Any], output: str | Path | None) -> None:
+    """Prints figures with their names, one a line, and writes them with what they were made with."""
     shown = {name: value for name, value in figures.items() if not isinstance(value, dict)}
     width = max(map(len, shown))
     for name, value in shown.items():
         print(f"{name.ljust(width)}  {value:.6g}" if isinstance(value, float) else f"{name.ljust(width)}  {value}")
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(output), figures)
 
 
 @contextmanager

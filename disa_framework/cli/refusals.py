@@ -46,7 +46,7 @@ class OneLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {without_passwords(message)}; see {self.prog} --help\n")
 
 
-def shortened(message: str, prog: str, families: Mapping[str, type[Any]]) -> str:
+def in_one_line(message: str, prog: str, families: Mapping[str, type[Any]]) -> str:
     """What jsonargparse says in up to seventeen lines.
 
     Args:

@@ -43,13 +43,12 @@ class Interrupted(BaseException):
 
 
 def run(command: str) -> None:
-    """Runs a command, `module.function` of this folder, which parses the arguments of the process.
+    """Runs a command, the function of that name in its module, which parses the arguments of the process.
 
     What a user can mend is one line on standard error and exit status 1; with `--debug` it is a traceback. SIGINT and
     SIGTERM end a command where it is, with one line and status 130 or 143: its files are whole or absent at any moment.
     """
-    module, function = command.split(".")
-    prog, debugging = f"disa-{module}", DEBUG in sys.argv
+    prog, debugging = f"disa-{command}", DEBUG in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != DEBUG]
     warnings.formatwarning = lambda message, *where, **line: without_passwords(f"{prog}: {message}\n")
     sys.excepthook = lambda *raised: _say("".join(traceback.format_exception(*raised)))
@@ -59,7 +58,7 @@ def run(command: str) -> None:
         beside_first = _ends_with_first()
         try:
             import_module("disa_framework.runtime.memory").keep_freed_memory()
-            getattr(import_module(f"disa_framework.cli.{module}"), function)()
+            getattr(import_module(f"disa_framework.cli.{command}"), command)()
             sys.stdout.flush()
         except BaseException as error:
             status, line = _ending(error, signals)

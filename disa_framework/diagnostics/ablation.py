@@ -18,8 +18,8 @@ from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Progress, silent
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSchedule, TwoStage
+from disa_framework.search.finalists import Measured
 from disa_framework.search.meter import Meter
-from disa_framework.search.report import Measured
 from disa_framework.solvers import (
     DDIM,
     DDPM,

@@ -10,10 +10,13 @@ from disa_framework.hub.fetching import fetch, fetch_from_hub
 from disa_framework.hub.published import PUBLISHED, Published
 from disa_framework.progress import Progress, silent
 
+FOLDER = "checkpoints"
+"""Where things go if nothing else is said."""
+
 
 def download(
     name: str,
-    folder: str | Path = "checkpoints",
+    folder: str | Path = FOLDER,
     url: str | None = None,
     keep: bool = False,
     progress: Progress = silent,
@@ -76,7 +79,8 @@ def _fetch(published: Published, number: int, place: Path, url: str | None, prog
         if published.repo and not url:
             fetch_from_hub(published.repo, published.files[number], place, progress)
         else:
-            fetch(address, place, published.mib, published.sha256, progress)
+            digest = published.sha256[number] if published.sha256 else None
+            fetch(address, place, published.mib, digest, progress)
     except OSError as error:
         raise OSError(
             f"{place.name} was not fetched ({error}): give the command again to go on, "

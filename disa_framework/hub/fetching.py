@@ -56,14 +56,11 @@ def fetch(url: str, path: Path, mib: int | None = None, sha256: str | None = Non
         raise OSError(f"{type(error).__name__} {error}") from error
     if total and part.stat().st_size < total:
         raise OSError(f"the transfer was cut after {part.stat().st_size:,} of {total:,} bytes")
-    if sha256 and _digest(part) != sha256:
+    try:
+        _check_content(part, url, sha256)
+    except (OSError, ValueError):
         part.unlink()
-        raise ValueError(f"{url} has another SHA-256 than {sha256}: it is not the published file")
-    with part.open("rb") as file:
-        kind = instead(file.read(256))
-    if kind:
-        part.unlink()
-        raise OSError(f"what came is {kind}")
+        raise
     os.replace(part, path)
 
 
@@ -115,9 +112,14 @@ def _extent(response: HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if length else None
 
 
-def _digest(path: Path) -> str:
+def _check_content(path: Path, url: str, sha256: str | None) -> None:
+    """Raises an error if a file that has come whole is not the one that was asked for."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ValueError(f"{url} has another SHA-256 than {sha256}: it is not the published file")
+        file.seek(0)
+        if kind := instead(file.read(256)):
+            raise OSError(f"what came is {kind}")
 
 
 def _bar(progress: Progress) -> Any:

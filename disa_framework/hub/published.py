@@ -16,15 +16,15 @@ _GITHUB = "https://raw.githubusercontent.com"
 
 @dataclass(frozen=True)
 class Published:
-    """What is published under one name: a file anywhere, or files of a repository of Hugging Face.
+    """What is published under one name: a file or files, anywhere or in a repository of Hugging Face.
 
     Attributes:
         description: what it is.
-        url: its address, for what lies elsewhere.
+        url: its address, or that of the folder of its files, for what lies elsewhere.
         repo: its repository of Hugging Face.
-        files: of the repository.
+        files: of the repository, or of the folder.
         mib: its size in MiB, where it is known.
-        sha256: its digest, where it is known.
+        sha256: its digest, or that of each of its files, where it is known.
         constructor: what builds the model, by its place in the package; `None` for a file without a model.
         sign: a key of the state dict that tells the family.
         sized_by: constructor of the part that tells the size, and its prefix in the state dict; all of it by default.
@@ -36,7 +36,7 @@ class Published:
     repo: str = ""
     files: tuple[str, ...] = ()
     mib: int | None = None
-    sha256: str | None = None
+    sha256: tuple[str, ...] = ()
     constructor: str | None = None
     sign: str = ""
     sized_by: tuple[str, str] | None = None
@@ -45,7 +45,8 @@ class Published:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Of its file, or of each of its files."""
-        return (self.url,) if self.url else tuple(f"{_HUB}/{self.repo}/resolve/main/{file}" for file in self.files)
+        root = self.url or f"{_HUB}/{self.repo}/resolve/main"
+        return tuple(f"{root}/{file}" for file in self.files) or (root,)
 
     @property
     def model(self) -> dict[str, Any]:
@@ -113,9 +114,23 @@ PUBLISHED = {
     "inception": Published(
         "torch-fidelity's Inception, for FID and Inception Score",
         url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-        mib=91, sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        mib=91, sha256=("6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",),
     ),
     "geneval": Published(
         "GenEval's 553 prompts", url=f"{_GITHUB}/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+    ),
+    "fashion-mnist": Published(
+        "Fashion-MNIST, 70,000 images of clothes, MIT licence",
+        url=f"{_GITHUB}/zalandoresearch/fashion-mnist/master/data/fashion",
+        files=(
+            "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
+            "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
+        ),
+        sha256=(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
     ),
 }  # fmt: skip

@@ -22,6 +22,8 @@ from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.generation import Observer
 from disa_framework.sampling.history import StageRecord
 
+Mark = float | torch.cuda.Event
+"""A moment: seconds on the host's clock, or an event of a GPU's."""
 Seconds = TypeVar("Seconds")
 
 
@@ -103,12 +105,13 @@ class StageTimer(Timer[list[float]]):
 
     def __init__(self, module: ARDiffusionModule, condition: Condition | None, batch_size: int) -> None:
         super().__init__(module, condition, batch_size)
-        self.watch = _Stopwatch(module.model.device)
+        self.watch = _Stopwatch()
 
     def __call__(self) -> list[float]:
-        start = self.watch.mark()
+        start = mark(self.module.model.device)
         self.module.draw(self.condition, torch.arange(self.batch_size), [self.watch])
-        *laps, last = self.watch.between([start, *self.watch.marks, self.watch.mark()])
+        marks = [start, *self.watch.marks, mark(self.module.model.device)]
+        *laps, last = (seconds(before, after) for before, after in pairwise(marks))
         return [*laps, *[0.0] * (2 * self.module.sampling.stages + 1 - len(laps)), last]
 
 
@@ -118,40 +121,40 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def mark(device: torch.device) -> Mark:
+    """The present moment. A GPU notes it when it comes to it, in a graph, too, and nobody waits for that."""
+    if device.type != "cuda":
+        return now(device)
+    event = torch.cuda.Event(enable_timing=True, external=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds(start: Mark, end: Mark) -> float:
+    """Between two moments; waits until the later one has come."""
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event)
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
 def median(values: Tensor) -> Tensor:
     """Over the first axis."""
     return values.quantile(0.5, dim=0)
 
 
 class _Stopwatch(Observer):
-    """Marks the time before, between and after the stages' backbone and head; on a GPU by events, of a graph, too."""
+    """Marks the time before, between and after the stages' backbone and head."""
 
     recordable = True
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.marks: list[Any] = []
-
-    def mark(self) -> Any:
-        """Now."""
-        if self.device.type != "cuda":
-            return now(self.device)
-        event = torch.cuda.Event(enable_timing=True, external=True)
-        event.record()
-        return event
-
-    def between(self, marks: Sequence[Any]) -> list[float]:
-        """Seconds from each mark to the next."""
-        wait_for(self.device)
-        if self.device.type != "cuda":
-            return [after - before for before, after in pairwise(marks)]
-        return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
-
     def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:
-        self.marks = [self.mark()]
+        self.device = model.device
+        self.marks = [mark(self.device)]
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
-        self.marks.append(self.mark())
+        self.marks.append(mark(self.device))
 
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
-        self.marks.append(self.mark())
+        self.marks.append(mark(self.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from disa_framework.files import write_atomically
+from disa_framework.files import write_atomically, write_json
 from disa_framework.measure.cases import PARTS, Timing
 from disa_framework.page import picture
 from disa_framework.runtime.devices import name_of
@@ -45,8 +44,7 @@ def made_with(timings: Sequence[Timing]) -> dict[str, Any]:
 def save(folder: Path, timings: Sequence[Timing], about: dict[str, Any]) -> None:
     """Writes bench.json, what is known `about` the timings and all that was measured, and bench.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**about, "cases": plain(timings)}
-    write_atomically(folder / "bench.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_json(folder / "bench.json", {**about, "cases": plain(timings)})
     write_atomically(folder / "bench.png", picture(partial(_plot, timings), height=1.5 + 0.5 * len(timings)))
 
 

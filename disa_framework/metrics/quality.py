@@ -6,17 +6,20 @@ Letters: `B` images, `c h w` pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any
 
 from lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from disa_framework import values
 from disa_framework.metrics.feature_set import features_of
 from disa_framework.metrics.features import FeatureExtractor
 from disa_framework.metrics.fid import FrechetDistance, load_statistics
 from disa_framework.metrics.images import to_uint8
 from disa_framework.module import ARDiffusionModule
+from disa_framework.resuming import digest_of
 from disa_framework.sampling.condition import Condition
 
 
@@ -64,3 +67,17 @@ class FID(Quality):
 
     def update(self, metric: Metric, images: Tensor) -> None:
         metric.update(to_uint8(images))
+
+
+def described(part: Any) -> Any:
+    """What an object is, as plain data: its class and its plain attributes, networks by their weights."""
+    content = {"class_path": values.path_of(type(part))}
+    for name, value in vars(part).items():
+        if isinstance(value, nn.Module):
+            content[name] = digest_of(value)
+        elif isinstance(value, LightningDataModule):
+            content[name] = described(value)
+        elif value is not None and name[0] != "_":
+            with suppress(TypeError):
+                content[name] = values.dump(value)
+    return content

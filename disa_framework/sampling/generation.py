@@ -148,6 +148,28 @@ def sample_stage(
 
 
 @contextmanager
+def begun(
+    model: ARDiffusionModel, condition: Condition | None, sampling: SamplingConfig, seed: int, batch_size: int
+) -> Iterator[tuple[Any, PhiloxNoise]]:
+    """The state before the first stage, and the noise, of samples that somebody else draws stage by stage.
+
+    Args:
+        model: in evaluation mode meanwhile.
+        condition: of `B` samples; `None` draws unconditional ones.
+        sampling: settled.
+        seed: of the noise.
+        batch_size: `B`, where there is no condition.
+
+    Raises:
+        ValueError: if the model cannot draw them.
+    """
+    count = check_request(model, condition, batch_size if condition is None else None)
+    source = PhiloxNoise(seed, torch.arange(count), model.device)
+    with evaluating(model):
+        yield model.begin(place(condition, model.device), sampling, source), source
+
+
+@contextmanager
 def evaluating(model: ARDiffusionModel) -> Iterator[None]:
     """Without dropout, whatever mode the model is in before and after."""
     training = [module for module in model.modules() if module.training]

@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -49,9 +50,8 @@ def fit_adaptive(
 ) -> Adaptive:
     """An adaptive schedule that spends a limit on samples like these.
 
-    Steps go with the root of the threshold, which says where to look first; between a run that spends too much and one
-    that does not, the distance is halved. What spends most within the limit is kept. A stage may have four times as
-    many steps as all could have, and the first has twice as many.
+    Steps go with the root of the threshold, which says where to look first. A stage may have four times as many steps
+    as all could have, and the first has twice as many.
 
     Args:
         model: whose schedule is wanted.
@@ -67,30 +67,50 @@ def fit_adaptive(
         ValueError: if there is one stage only, or the limit is below what such a schedule costs at least.
     """
     settled = model.settle(sampling)
-    if (K := settled.stages) < 2:
+    asked, alike = _unfitted(settled.stages, limit, cost, signal)
+    draw = partial(generate, model, condition, seed=seed, batch_size=batch_size if condition is None else None)
+
+    def spent(place: float) -> float:
+        budget = _drawn(draw, replace(settled, schedule=replace(asked, threshold=math.exp(place)))).budget
+        return cost([*budget, *[_LOW] * (settled.stages - len(budget))])  # stages that no sample came to are cheap
+
+    levels = [asked.level(record) for record in _drawn(draw, replace(settled, schedule=alike)).records]
+    place = math.log(max(sum(levels) / len(levels), 1e-12)) + 2 * math.log(asked.high / alike.high)
+    return replace(asked, threshold=math.exp(_nearest(spent, limit, place)))
+
+
+def _drawn(draw: Callable[..., Tensor], sampling: SamplingConfig) -> Records:
+    """What a run leaves behind."""
+    seen = Records()
+    draw(sampling, observers=[seen])
+    return seen
+
+
+def _unfitted(
+    stages: int, limit: float, cost: Callable[[Sequence[int]], float], signal: Signal
+) -> tuple[Adaptive, Adaptive]:
+    """The schedule with any threshold, and one of as many steps at all stages as the limit allows."""
+    if stages < 2:
         raise ValueError("a schedule adapts to earlier stages, so it needs at least 2 of them")
-    even = _LOW + max(bisect.bisect_right(range(_LOW, _MOST), limit, key=lambda steps: cost([steps] * K)) - 1, 0)
-    asked = Adaptive(1.0, signal, _LOW, 4 * even, 2 * even)
-    if (cheapest := cost([2 * even, *[_LOW] * (K - 1)])) > limit:
+    even = _LOW + max(bisect.bisect_right(range(_LOW, _MOST), limit, key=lambda steps: cost([steps] * stages)) - 1, 0)
+    if (cheapest := cost([2 * even, *[_LOW] * (stages - 1)])) > limit:
         raise ValueError(f"no adaptive schedule costs at most {limit:.6g}: the cheapest costs {cheapest:.6g}")
+    return Adaptive(1.0, signal, _LOW, 4 * even, 2 * even), Adaptive(1.0, signal, even, even)
 
-    def run(schedule: Adaptive) -> list[StageRecord]:
-        seen, drawn_with = Records(), replace(settled, schedule=schedule)
-        count = batch_size if condition is None else None
-        generate(model, condition, drawn_with, seed=seed, batch_size=count, observers=[seen])
-        return seen.records
 
-    levels = [asked.level(record) for record in run(replace(asked, low=even, high=even, first=even))]
-    place = math.log(max(sum(levels) / len(levels), 1e-12)) + 2 * math.log(asked.high / even)
+def _nearest(spent: Callable[[float], float], limit: float, place: float) -> float:
+    """Where the most within a limit is spent, from a first place on; the further on, the less is spent.
+
+    Between a place where too much is spent and one where it is not, the distance is halved.
+    """
     bounds, tried = [-math.inf, math.inf], list[tuple[float, float]]()
     for _ in range(_ROUNDS):
-        budget = [record.steps for record in run(replace(asked, threshold=math.exp(place)))]
-        spent = cost([*budget, *[_LOW] * (K - len(budget))])  # stages that no sample came to are as cheap as can be
-        tried.append((spent, place))
-        if _CLOSE * limit <= spent <= limit:
+        cost = spent(place)
+        tried.append((cost, place))
+        if _CLOSE * limit <= cost <= limit:
             break
-        bounds[spent <= limit] = place
-        change = 2 * math.log(spent / limit) + math.copysign(_BEYOND, spent - limit)
+        bounds[cost <= limit] = place
+        change = 2 * math.log(cost / limit) + math.copysign(_BEYOND, cost - limit)
         place = sum(bounds) / 2 if all(map(math.isfinite, bounds)) else place + change
     within = [pair for pair in tried if pair[0] <= limit]
-    return replace(asked, threshold=math.exp((max(within) if within else min(tried))[1]))
+    return (max(within) if within else min(tried))[1]

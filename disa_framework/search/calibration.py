@@ -29,9 +29,9 @@ from disa_framework.files import write_atomically
 from disa_framework.measure.cost import CostModel
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.progress import Progress, silent
-from disa_framework.sampling.condition import Condition, place, size
+from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.generation import advance, evaluating, sample_stage
+from disa_framework.sampling.generation import advance, begun, sample_stage
 from disa_framework.sampling.noise import NoiseSource, PhiloxNoise
 from disa_framework.schedules import PerStage
 from disa_framework.schedules.base import step_count
@@ -181,15 +181,10 @@ def measure_profile(
         ValueError: if the request does not fit the model.
     """
     settled = model.settle(sampling)
-    if condition is not None:
-        model.check_condition(condition)
-    count = batch_size if condition is None else size(condition)
-    source = PhiloxNoise(seed, torch.arange(count), model.device)
-    run = _Run(model, settled, calibration, source, _directions(model, seed))
     stages, rows = settled.stages, dict[int, Tensor]()
     looked_at = {*range(0, stages, calibration.stride), stages - 1}
-    with evaluating(model):
-        state = model.begin(place(condition, model.device), settled, source)
+    with begun(model, condition, settled, seed, batch_size) as (state, source):
+        run = _Run(model, settled, calibration, source, _directions(model, seed))
         for stage in range(stages):
             if model.finished(state).all():  # nothing that these stages draw shows
                 rows |= dict.fromkeys(looked_at - rows.keys(), torch.zeros_like(next(iter(rows.values()))))

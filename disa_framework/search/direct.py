@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost
 from disa_framework.module import ARDiffusionModule
-from disa_framework.progress import Progress
+from disa_framework.progress import Bars
 from disa_framework.resuming import RunIdentity, fingerprint
 from disa_framework.runtime.devices import name_of
 from disa_framework.sampling.condition import Condition, digest, size, take
@@ -22,14 +22,14 @@ from disa_framework.schedules import Constant, Linear, PerStage, TwoStage
 from disa_framework.search.adaptation import fit_adaptive
 from disa_framework.search.calibration import Calibration, Profile, measure_profile
 from disa_framework.search.fitting import Fitting, fit_solver
+from disa_framework.search.folder import Folder
 from disa_framework.search.learning import learn
 from disa_framework.search.limits import Costs, sharing_costs
 from disa_framework.search.meter import Meter
 from disa_framework.search.plan import Plan
 from disa_framework.solvers import Solver
 
-Bars = Callable[[str], AbstractContextManager[Progress]]
-"""Shows how far something with this name is, for as long as it takes."""
+T = TypeVar("T")
 
 _HELD_OUT = (Constant(10), Linear(30, 5), TwoStage(40, 4))
 _REPEATS = 3  # timed runs of each of them
@@ -45,17 +45,15 @@ class Direct:
         plan: of the search.
         unit: of all costs.
         known: identity of the run.
-        folder: where costs and profiles are kept, under names that say what decided them; `None` keeps nothing.
+        folder: keeps costs, profiles and solvers, under names that say what decided them.
         bars: show how far calibration is.
     """
 
-    def __init__(
-        self, meter: Meter, plan: Plan, unit: Unit, known: RunIdentity, folder: Path | None, bars: Bars
-    ) -> None:
+    def __init__(self, meter: Meter, plan: Plan, unit: Unit, known: RunIdentity, folder: Folder, bars: Bars) -> None:
         self.meter, self.plan, self.folder, self.bars = meter, plan, folder, bars
         self.known = {"model": known["model"], "tokenizer": known["tokenizer"], "precision": meter.precision}
         self.calibration, self.fitting = plan.calibration or Calibration(), plan.fitting or Fitting()
-        self._profiles: dict[tuple[SamplingConfig, Calibration], Profile] = {}
+        self.count, self.seed = plan.profile_samples, meter.module.seed
         self.costs = Costs(meter.module, analytic_cost if unit == "evaluations" else self._timed_cost)
 
     def fit(self, base: SamplingConfig, limit: float) -> SamplingConfig:
@@ -87,7 +85,7 @@ class Direct:
         with meter.on_device():
             schedule = fit_adaptive(
                 meter.module.model, limit, self._some(meter.batch_size), base, cost=cost, signal=self.plan.signal,
-                batch_size=meter.batch_size, seed=meter.module.seed,
+                batch_size=meter.batch_size, seed=self.seed,
             )  # fmt: skip
         return replace(base, schedule=schedule)
 
@@ -106,39 +104,41 @@ class Direct:
         return found
 
     def _timed_cost(self, module: ARDiffusionModule) -> CostModel:
-        """Seconds with what a module draws with; of workers begun together, all take the times of the first."""
+        """Seconds with what a module draws with."""
         asked, sampling, batch_size = self.meter.batch(), module.sampling, self.meter.batch_size
+
+        def measured() -> CostModel:
+            model = measure_cost(module, asked, batch_size)
+            held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
+            error = held_out_error(model, module, asked, held_out, repeats=_REPEATS)
+            off = f"{error:.1%} off, in the median over budgets they were not fitted to"
+            _log.info("predicted times of %d stages are %s", sampling.stages, off)
+            return model
+
+        def load(path: Path) -> CostModel:
+            return CostModel.load(path, module.model.process, sampling.solver)
+
         with self.meter.on_device():
-            path = self._path(
-                "cost", ".json", asked, sharing_costs(sampling), batch_size=batch_size, runtime=module.runtime,
+            name = self._name(
+                "cost", sharing_costs(sampling), condition=digest(asked), batch_size=batch_size, runtime=module.runtime,
                 device=name_of(module.model.device), threads=torch.get_num_threads(),
             )  # fmt: skip
-            if path is None or not path.exists():
-                model = measure_cost(module, asked, batch_size)
-                held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
-                error = held_out_error(model, module, asked, held_out, repeats=_REPEATS)
-                off = f"{error:.1%} off, in the median over budgets they were not fitted to"
-                _log.info("predicted times of %d stages are %s", sampling.stages, off)
-        if path is None:
-            return model
-        if not path.exists():
-            model.save(path)
-        return CostModel.load(path, module.model.process, sampling.solver)
+            return self.folder.once(f"{name}.json", measured, CostModel.save, load)
 
     def _solver(self, base: SamplingConfig) -> Solver:
         """Fitted to the head for what a config has besides solver and schedule."""
-        seed, count = self.meter.module.seed, self.plan.profile_samples
-        asked, alike = self._some(count), replace(base, schedule=Constant(), solver=self.fitting.reference)
-        path = self._path("solver", ".yaml", asked, alike, fitting=repr(self.fitting), samples=count, seed=seed)
-        if path is not None and path.exists():
-            return SamplingConfig.load(path).solver
-        with self.bars(f"fit, {base.stages} stages") as progress, self.meter.on_device():
-            solver = fit_solver(
-                self.meter.module.model, asked, base, self.fitting, batch_size=count, seed=seed, progress=progress
-            )
-        if path is not None:
-            SamplingConfig(solver=solver).save(path)
-        return solver
+        alike = replace(base, schedule=Constant(), solver=self.fitting.reference)
+        name = self._name("solver", alike, fitting=repr(self.fitting), **self._samples)
+        fitted = partial(self._drawn, "fit", fit_solver, base, self.fitting)
+        return self.folder.once(f"{name}.yaml", fitted, _save, lambda path: SamplingConfig.load(path).solver)
+
+    def _profile(self, base: SamplingConfig, limit: float, calibration: Calibration) -> Profile:
+        """That of a config; a ValueError if nothing on the menu meets the limit."""
+        self._check(base, limit, calibration.menu[0])
+        alike = replace(base, schedule=Constant())
+        name = self._name("profile", alike, calibration=repr(calibration), **self._samples)
+        measured = partial(self._drawn, "calibration", measure_profile, base, calibration)
+        return self.folder.once(f"{name}.safetensors", measured, Profile.save, Profile.load)
 
     def _check(self, base: SamplingConfig, limit: float, fewest: int) -> None:
         """Raises a ValueError if not even the fewest steps meet the limit: then there is nothing to measure."""
@@ -146,41 +146,30 @@ class Direct:
         if cheapest > limit:
             raise ValueError(f"no budget costs at most {limit:.6g}: the cheapest feasible cost is {cheapest:.6g}")
 
-    def _profile(self, base: SamplingConfig, limit: float, calibration: Calibration) -> Profile:
-        """That of a config; a ValueError if nothing on the menu meets the limit."""
-        self._check(base, limit, calibration.menu[0])
-        seed, count = self.meter.module.seed, self.plan.profile_samples
-        asked, alike = self._some(count), replace(base, schedule=Constant())
-        how = {"calibration": repr(calibration), "samples": count, "seed": seed}
-        path = self._path("profile", ".safetensors", asked, alike, **how)
-        if path is not None and path.exists():
-            return Profile.load(path)
-        if (alike, calibration) in self._profiles:
-            return self._profiles[alike, calibration]
-        with self.bars(f"calibration, {base.stages} stages") as progress, self.meter.on_device():
-            profile = measure_profile(
-                self.meter.module.model, asked, base, calibration, batch_size=count, seed=seed, progress=progress
-            )
-        self._profiles[alike, calibration] = profile
-        if path is not None:
-            profile.save(path)
-        return profile
+    def _drawn(self, title: str, measure: Callable[..., T], base: SamplingConfig, how: Any) -> T:
+        """What is measured with samples of the model."""
+        with self.bars(f"{title}, {base.stages} stages") as progress, self.meter.on_device():
+            model, asked = self.meter.module.model, self._some(self.count)
+            return measure(model, asked, base, how, batch_size=self.count, seed=self.seed, progress=progress)
 
     def _some(self, count: int) -> Condition | None:
         """What some of the samples are asked to be, of all classes or prompts alike."""
         condition = self.meter.condition
         if condition is None:
             return None
-        generator = torch.Generator().manual_seed(self.meter.module.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(size(condition), generator=generator).tolist()
         return take(condition, [order[i % len(order)] for i in range(count)])
 
-    def _path(
-        self, kind: str, suffix: str, asked: Condition | None, sampling: SamplingConfig, **more: Any
-    ) -> Path | None:
+    @cached_property
+    def _samples(self) -> dict[str, Any]:
+        """What decides which samples are measured."""
+        return {"condition": digest(self._some(self.count)), "samples": self.count, "seed": self.seed}
+
+    def _name(self, kind: str, sampling: SamplingConfig, **more: Any) -> str:
         """For what these decide, beside model, tokenizer and precision."""
-        if self.folder is None:
-            return None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        known = {**self.known, "condition": digest(asked), "sampling": sampling.dump(), **more}
-        return self.folder / f"{kind}-{fingerprint(known)}{suffix}"
+        return f"{kind}-{fingerprint({**self.known, 'sampling': sampling.dump(), **more})}"
+
+
+def _save(solver: Solver, path: Path) -> None:
+    SamplingConfig(solver=solver).save(path)

@@ -11,19 +11,20 @@ Letters: `B` samples, `K` stages, `n` tokens of a stage, `D` token channels, `T`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.progress import Progress, silent
-from disa_framework.sampling.condition import Condition, place, size
+from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.sampling.generation import evaluating
-from disa_framework.sampling.noise import PhiloxNoise
+from disa_framework.sampling.generation import begun
+from disa_framework.sampling.noise import NoiseSource
 from disa_framework.schedules import Constant
 from disa_framework.schedules.base import step_count
 from disa_framework.solvers import (
@@ -97,7 +98,8 @@ def fit_solver(
     Args:
         model: whose head is evaluated, in float32 or float64.
         condition: of the samples, `B` of them.
-        sampling: all but schedule and solver: tables are for one guidance, one number of stages and so on.
+        sampling: all but schedule and solver: tables are for one guidance, one number of stages and so on. What
+            guidance adds is not reused while they are fitted.
         fitting: what is fitted.
         batch_size: `B`, where there is no condition.
         seed: of the noise.
@@ -109,28 +111,18 @@ def fit_solver(
     Raises:
         ValueError: if the request does not fit the model.
     """
-    reference = replace(sampling, solver=fitting.reference, schedule=Constant(fitting.reference_steps))
-    settled = model.settle(reference)
+    # What guidance added before is not known where a table is run from its middle on.
+    exact = replace(sampling, guidance=replace(sampling.guidance, reuse=1))
+    reference = replace(exact, solver=fitting.reference, schedule=Constant(fitting.reference_steps))
+    settled, found = model.settle(reference), list[_Found]()
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"a solver is fitted by small differences, which {model.dtype} rounds off: take float32")
-    if condition is not None:
-        model.check_condition(condition)
-    source = PhiloxNoise(seed, torch.arange(batch_size if condition is None else size(condition)), model.device)
-    found, cases = list[_Found](), list[_Case]()
-    with evaluating(model):
-        state = model.begin(place(condition, model.device), settled, source)
-        for stage in range(settled.stages):
-            proposal = model.propose(state, stage)
-            noise = source.normal(stage, proposal.shape, 1, model.dtype)[:1]
-            case = _Case(proposal.denoise, noise, fitting.reference.table(model.process, fitting.reference_steps))
-            if fitting.shared:
-                cases.append(case)
-            else:
-                found.append(_Problem(model.process, [case], fitting).tables(found[-1] if found else {}))
-            state = model.accept(state, proposal, case.goal)
-            progress(stage + 1, settled.stages)
+    with begun(model, condition, settled, seed, batch_size) as (state, source):
+        cases = _cases(model, state, settled, source, progress)
         if fitting.shared:
-            return _solver(_Problem(model.process, cases, fitting).tables({}), model.process, fitting)
+            return _solver(_Problem(model.process, [*cases], fitting).tables({}), model.process, fitting)
+        for case in cases:
+            found.append(_Problem(model.process, [case], fitting).tables(found[-1] if found else {}))
     return Staged(tuple(_solver(tables, model.process, fitting) for tables in found))
 
 
@@ -148,6 +140,19 @@ class _Case:
         for i in range(len(states) - 1, len(table)):
             states.append(table.advance(states[-1], step, i, self.noise, self.noise.dtype))
         return states
+
+
+def _cases(
+    model: ARDiffusionModel, state: Any, reference: SamplingConfig, source: NoiseSource, progress: Progress
+) -> Iterator[_Case]:
+    """What is to be drawn at each stage after those before it are drawn as the reference does."""
+    for stage, steps in enumerate(reference.budget):
+        proposal = model.propose(state, stage)
+        noise = source.normal(stage, proposal.shape, 1, model.dtype)[:1]
+        case = _Case(proposal.denoise, noise, reference.solver.table(model.process, steps))
+        yield case
+        state = model.accept(state, proposal, case.goal)
+        progress(stage + 1, reference.stages)
 
 
 class _Problem:

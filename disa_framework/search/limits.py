@@ -213,10 +213,9 @@ class Timed:
 def meeting_the_limit(
     within: Callable[[float], SamplingConfig],
     costs: Costs,
-    limit: float,
+    limit: Limit,
     latencies: Callable[[Sequence[SamplingConfig]], Sequence[float]],
     rivals: Sequence[SamplingConfig],
-    speedup: float | None = None,
 ) -> Timed:
     """What is found within a limit in seconds, lowered as far as the clock says that it must be.
 
@@ -226,36 +225,28 @@ def meeting_the_limit(
     so.
 
     Args:
-        within: a config whose predicted cost is at most this; a ValueError if there is none.
+        within: a config whose predicted cost is at most this; its ValueError, if there is none, is raised.
         costs: in seconds.
-        limit: greatest cost of a sample.
+        limit: a greatest cost, or a speedup.
         latencies: times configs in turn.
         rivals: other configs to time; the last one is the baseline.
-        speedup: so many times as fast as the baseline, if that is what the limit was made of.
-
-    Raises:
-        ValueError: of `within`, if there is nothing that costs so little.
     """
-    aim, timed = limit, None
-    best: tuple[float, Timed] | None = None
+    most, best = limit.cost(costs), None
+    assert most is not None
+    aim, sampling = most, within(most)
     for _ in range(_ATTEMPTS):
-        try:
-            sampling = within(aim)
-        except ValueError:
-            if timed is None:
-                raise
-            break
-        if timed is not None and sampling == timed.sampling:
-            break  # steps are whole, there is nothing in between
         took = latencies([sampling, *rivals])
-        timed = Timed(sampling, limit if speedup is None else took[-1] / speedup, tuple(took))
+        timed = Timed(sampling, most if limit.times is None else took[-1] / limit.times, tuple(took))
         cost = min(aim, costs(sampling))  # of an adaptive schedule what is predicted is the most that it may take
         if took[0] <= _USED * timed.limit and (best is None or cost > best[0]):
             best = cost, timed
-            if aim == limit or took[0] >= _ENOUGH * timed.limit:
+            if aim == most or took[0] >= _ENOUGH * timed.limit:
                 break
-        aim = min(limit, cost * _AIMED * timed.limit / took[0])
-    if best:
-        return best[1]
-    assert timed is not None
-    return timed
+        aim = min(most, cost * _AIMED * timed.limit / took[0])
+        try:
+            sampling = within(aim)
+        except ValueError:  # nothing costs so little
+            break
+        if sampling == timed.sampling:  # steps are whole, there is nothing in between
+            break
+    return best[1] if best else timed

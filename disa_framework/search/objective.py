@@ -37,6 +37,11 @@ def sampling_of(trial: FrozenTrial | Trial) -> SamplingConfig:
     return values.load(SamplingConfig, trial.user_attrs["sampling"])
 
 
+def over_limit(trial: FrozenTrial) -> bool:
+    """Whether a trial costs too much, and was not drawn."""
+    return any(value > 0 for value in trial.constraints.values())
+
+
 class Objective:
     """Called with a trial, gives its quality; with `pareto`, its quality and its cost.
 
@@ -73,13 +78,18 @@ class Objective:
     def check(self) -> None:
         """Raises a ValueError for what cannot be chosen, and one that names the cheapest cost if that is too much."""
         cheapest = [self.meter.module.model.settle(sampling) for sampling in self.space.cheapest(self.base)]
-        if self.space.refresh and self.costs.unit != "seconds":
-            raise ValueError("caching saves time, not evaluations: choose the space's refresh under a limit in seconds")
-        least = min(map(self.costs, cheapest))
-        if self.limit is not None and least > self.limit:
+        if (self.space.refresh or self.space.reuse) and self.costs.unit != "seconds":
+            raise ValueError(
+                "caching and reuse save time, not evaluations: choose refresh and reuse of the space under a limit in "
+                "seconds"
+            )
+        if self.limit is None:
+            return
+        cheapest.sort(key=lambda sampling: sum(sampling.budget))
+        if not any(self.costs(sampling) <= self.limit for sampling in cheapest):  # may measure a cost model for each
             raise ValueError(
                 f"no schedule of this space meets a limit of {self.limit:.6g} {self.costs.unit} per sample: "
-                f"the fastest takes {least:.6g}"
+                f"the fastest takes {min(map(self.costs, cheapest)):.6g}"
             )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:

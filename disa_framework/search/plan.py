@@ -13,10 +13,10 @@ from disa_framework.measure.cost import Unit
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules.adaptive import Signal
 from disa_framework.search.calibration import Calibration
+from disa_framework.search.finalists import Row
 from disa_framework.search.fitting import Fitting
 from disa_framework.search.limits import Timed
 from disa_framework.search.objective import RUNGS
-from disa_framework.search.report import Row
 from disa_framework.search.space import Space
 from disa_framework.values import check_numbers
 

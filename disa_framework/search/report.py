@@ -1,4 +1,4 @@
-"""What a study found: a fair comparison of the winner with its rivals, and a page with pictures."""
+"""What a study found, for people: lines, tables, and a page with pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, starmap, zip_longest
+from itertools import accumulate, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,130 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from disa_framework import page
 from disa_framework.files import write_atomically
 from disa_framework.page import picture
-from disa_framework.progress import Progress, silent
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.schedules import Budget
+from disa_framework.search.finalists import Row
 from disa_framework.search.knapsack import undominated
-from disa_framework.search.limits import shortened
-from disa_framework.search.objective import Objective, sampling_of
-from disa_framework.search.study import measured, over_limit
+from disa_framework.search.objective import Objective, over_limit, sampling_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEIGHT = 4.5  # of pictures, in inches
 _COLUMNS = ("number", "state", "distance", "samples", "cost", "budget", "start", "steps_of", "error")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A sampling config, drawn with several seeds of the noise.
-
-    Attributes:
-        name: what it is called.
-        sampling: what was drawn with.
-        distances: one for each seed.
-    """
-
-    name: str
-    sampling: SamplingConfig
-    distances: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.distances)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation between seeds."""
-        return statistics.stdev(self.distances) if len(self.distances) > 1 else 0.0
-
-    @property
-    def ends(self) -> str:
-        """Steps of the first and of the last stage, as text."""
-        return f"{self.sampling.budget[0]} → {self.sampling.budget[-1]}"
-
-    @property
-    def distance(self) -> str:
-        """Mean and spread as text."""
-        return f"{self.mean:.4g}" + (f" ± {self.spread:.2g}" if len(self.distances) > 1 else "")
-
-
-@dataclass(frozen=True)
-class Row(Measured):
-    """A line of the comparison.
-
-    Attributes:
-        cost: as predicted.
-        latency: timed seconds per sample, where costs are seconds.
-    """
-
-    cost: float
-    latency: float | None
-
-
-def candidates(
-    study: Study, objective: Objective, best: FrozenTrial, chosen: SamplingConfig
-) -> dict[str, SamplingConfig]:
-    """What is worth comparing: the best trial with what was chosen, the best start of each family, the baseline.
-
-    Where more was chosen than a schedule, the best start is there once more with the rest of the winner's config and
-    no more steps than the limit then allows, which tells what the schedule alone is worth.
-    """
-    families: dict[str, str] = {}
-    found = {}
-    for trial in sorted(filter(_has_started, study.get_trials(deepcopy=False)), key=_standing):
-        start = trial.user_attrs["start"]
-        if families.setdefault(start.partition(" ")[0], start) == start:
-            found[start] = sampling_of(trial)
-    name = best.user_attrs.get("start")
-    found.pop(name, None)
-    chose_more = replace(chosen, schedule=objective.base.schedule) != objective.base
-    start = next(iter(found), None)
-    if start and chose_more and chosen.stages == found[start].stages:
-        other = replace(chosen, schedule=found[start].schedule)
-        if objective.limit is not None:
-            other = shortened(other, objective.costs, objective.limit)
-        found[f"{start}, else as the winner"] = other
-    return {f"winner ({name})" if name else "winner": chosen, **found, "baseline": objective.base}
-
-
-def _has_started(trial: FrozenTrial) -> bool:
-    """Whether a trial is of a given start, and samples were drawn with it."""
-    drawn = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not over_limit(trial)
-    return drawn and "start" in trial.user_attrs
-
-
-def _standing(trial: FrozenTrial) -> tuple[bool, float]:
-    """Whole trials first, the best first; of one that was stopped the last distance counts."""
-    stopped = trial.state != TrialState.COMPLETE
-    return stopped, trial.intermediate_values[max(trial.intermediate_values)] if stopped else trial.values[0]
-
-
-def compare(
-    study: Study,
-    objective: Objective,
-    samplings: Mapping[str, SamplingConfig],
-    latencies: Sequence[float],
-    seeds: int,
-    progress: Progress = silent,
-) -> tuple[Row, ...]:
-    """Measures configs with noise that has decided nothing; what the study has measured before is not drawn again.
-
-    Args:
-        samplings: by name.
-        latencies: seconds per sample of each; none where costs are no seconds.
-        seeds: how many.
-        progress: is told of what is drawn.
-    """
-    rows, first = list[Row](), objective.meter.module.seed + 1
-    for place, ((name, sampling), latency) in enumerate(zip_longest(samplings.items(), latencies)):
-        distances = []
-        for i in range(seeds):
-            distances.append(measured(study, objective, sampling, first + i))
-            progress(place * seeds + i + 1, seeds * len(samplings))
-        rows.append(Row(name, sampling, tuple(distances), objective.costs(sampling), latency))
-    return tuple(rows)
 
 
 def write_trials(path: Path, study: Study) -> None:
@@ -233,16 +118,16 @@ def write_page(
     path: Path,
     study: Study,
     objective: Objective,
-    rows: Sequence[Row],
-    budgets: Mapping[str, Budget],
     title: str,
+    samplings: Mapping[str, SamplingConfig],
+    rows: Sequence[Row] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """A page in one file: the comparison, the Pareto front, budgets of the stages, the trials, importance of the
     parameters."""
     pictures = {
         "Distance and cost": picture(lambda axes: _plot_front(axes, study, objective, rows), _HEIGHT),
-        "Steps of each stage": picture(lambda axes: _plot_budgets(axes, budgets), _HEIGHT),
+        "Steps of each stage": picture(lambda axes: _plot_budgets(axes, samplings), _HEIGHT),
     }
     if not objective.pareto:
         pictures["Distance of each trial"] = picture(lambda axes: _plot_trials(axes, study), _HEIGHT)
@@ -280,9 +165,9 @@ def _plot_trials(axes: Axes, study: Study) -> None:
     axes.legend(loc="upper right", fontsize="small")
 
 
-def _plot_budgets(axes: Axes, budgets: Mapping[str, Budget]) -> None:
-    for name, budget in budgets.items():
-        axes.step(range(len(budget)), budget, where="mid", label=name)
+def _plot_budgets(axes: Axes, samplings: Mapping[str, SamplingConfig]) -> None:
+    for name, sampling in samplings.items():
+        axes.step(range(sampling.stages), sampling.budget, where="mid", label=name)
     axes.set(xlabel="stage", ylabel="diffusion steps", ylim=(0, None))
     axes.legend(loc="upper right", fontsize="small")
 

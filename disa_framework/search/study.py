@@ -8,7 +8,6 @@ are: a study that was killed does not repeat itself.
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
 import warnings
@@ -24,16 +23,12 @@ from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from disa_framework.progress import Progress, silent
 from disa_framework.resuming import RunIdentity, differing
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.search.objective import WORKER, Objective, key_of, sampling_of
+from disa_framework.search.objective import WORKER, Objective, over_limit, sampling_of
 from disa_framework.search.storage import RETRIES, grace
 
 Callback = Callable[[Study, FrozenTrial], None]
-
-AGAIN = 2
-"""Times that a finalist is drawn again."""
 
 _UNSIGNED = timedelta(minutes=1)  # how long a trial may run before its worker signs it
 _PATIENCE, _PAUSE = 10.0, 0.5
@@ -74,32 +69,12 @@ def search(
         StorageError: if the storage fails.
     """
     objective.check()
-    study = _open(objective, storage, name, identity or {}, starts or {})
-
-    def take_turn(trial: Trial) -> float | tuple[float, float]:
-        trial.set_user_attr("worker", (trial.number, WORKER))
-        if len(counted(study, before=trial.number)) >= trials:
-            return math.nan  # which fails: another worker began the last trial at the same moment
-        return objective(trial)
-
-    ended = time.monotonic()
+    study, ended = _open(objective, storage, name, identity or {}, starts or {}), time.monotonic()
     while (more := _goes_on(study, trials)) or (_running(study) and time.monotonic() - ended < grace(storage)):
         if not more:  # what others are at may turn out to be lost
             time.sleep(_PAUSE)
             continue
-        _reuse_steps(study, objective)
-        # Also after a restart, the sampler does not repeat itself.
-        study.sampler = TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
-        try:
-            study.optimize(take_turn, n_trials=1, callbacks=list(callbacks))
-        except AssertionError as error:  # by which Optuna hides that the storage did not take how a trial ended
-            raise error.__context__ or error from None
-        except Exception:
-            raise
-        except BaseException:  # an interrupt, at which Optuna leaves a trial running
-            for trial in filter(_is_ours, _running(study)):
-                _repeat(study, trial)
-            raise
+        _take_turn(study, objective, trials, seed, callbacks)
         ended = time.monotonic()
     return study
 
@@ -112,11 +87,6 @@ def check_identity(storage: BaseStorage | None, name: str, identity: RunIdentity
                 f"the study {name!r} was begun with other settings ({names} differ): choose another storage or study "
                 "name"
             )
-
-
-def over_limit(trial: FrozenTrial) -> bool:
-    """Whether a trial costs too much, and was not drawn."""
-    return any(value > 0 for value in trial.constraints.values())
 
 
 def counted(study: Study, before: int = sys.maxsize) -> list[FrozenTrial]:
@@ -146,72 +116,6 @@ def ranked(study: Study) -> list[FrozenTrial]:
     for trial in within:
         best.setdefault(trial.user_attrs["key"], trial)
     return list(best.values())
-
-
-def choose(study: Study, objective: Objective, finalists: int = 5, progress: Progress = silent) -> FrozenTrial:
-    """The trial that is best on average when the best few are drawn with other noise, too: some are there by luck.
-
-    Args:
-        finalists: how many are drawn again; 1 takes the study at its word.
-        progress: is told of what is drawn.
-
-    Raises:
-        ValueError: if no trial was drawn to its end.
-    """
-    check_drawn(study)
-    best, seed = ranked(study)[:finalists], objective.meter.module.seed
-    if len(best) == 1:
-        return best[0]
-    seeds = range(seed - AGAIN, seed)  # which neither trials nor the comparison have
-    means = {}
-    for place, trial in enumerate(best):
-        again = []
-        for done, other in enumerate(seeds, place * AGAIN + 1):
-            again.append(measured(study, objective, sampling_of(trial), other))
-            progress(done, AGAIN * len(best))
-        means[trial.number] = statistics.mean([trial.values[0], *again])
-    return min(best, key=lambda trial: means[trial.number])
-
-
-def on_front(study: Study) -> list[FrozenTrial]:
-    """What nothing else beats in both distance and cost, each config once, by rising cost."""
-    best = {trial.user_attrs["key"]: trial for trial in study.best_trials}
-    return sorted(best.values(), key=lambda trial: trial.user_attrs["cost"])
-
-
-def cheapest(study: Study, objective: Objective, times: float, progress: Progress = silent) -> SamplingConfig:
-    """The first on the front, by rising cost, whose distance is at most so many times the baseline's when both are
-    drawn with other noise, too; the baseline if none is.
-
-    Args:
-        progress: is told of what is drawn.
-    """
-    front, seed = on_front(study), objective.meter.module.seed
-
-    def mean(sampling: SamplingConfig) -> float:
-        return statistics.mean(measured(study, objective, sampling, other) for other in range(seed - AGAIN, seed))
-
-    most = times * mean(objective.base)
-    for place, trial in enumerate(front):
-        progress(place, len(front))
-        if mean(sampling_of(trial)) <= most:
-            return sampling_of(trial)
-    return objective.base
-
-
-def check_drawn(study: Study) -> None:
-    """Raises a ValueError that says why, if no trial was drawn to its end."""
-    if not ranked(study):
-        errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-        raise ValueError(f"no trial was drawn to its end; {len(errors)} failed{f': {errors[0]}' if errors else ''}")
-
-
-def measured(study: Study, objective: Objective, sampling: SamplingConfig, seed: int) -> float:
-    """The distance of a config, which the study keeps."""
-    name = f"{key_of(sampling)} with seed {seed}"
-    if name not in study.user_attrs:
-        study.set_user_attr(name, objective.meter.measure(sampling, objective.rungs[-1], seed))
-    return study.user_attrs[name]
 
 
 def _open(
@@ -272,6 +176,30 @@ def _goes_on(study: Study, trials: int) -> bool:
         _repeat(study, trial)
     too_many = sum(map(over_limit, study.get_trials(deepcopy=False))) >= _OVER_LIMIT * trials
     return len(counted(study)) < trials and not too_many
+
+
+def _take_turn(study: Study, objective: Objective, trials: int, seed: int, callbacks: Sequence[Callback]) -> None:
+    """Draws another trial."""
+    _reuse_steps(study, objective)
+    # Also after a restart, the sampler does not repeat itself.
+    study.sampler = TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
+
+    def drawn(trial: Trial) -> float | tuple[float, float]:
+        trial.set_user_attr("worker", (trial.number, WORKER))
+        if len(counted(study, before=trial.number)) >= trials:
+            return math.nan  # which fails: another worker began the last trial at the same moment
+        return objective(trial)
+
+    try:
+        study.optimize(drawn, n_trials=1, callbacks=list(callbacks))
+    except AssertionError as error:  # by which Optuna hides that the storage did not take how a trial ended
+        raise error.__context__ or error from None
+    except Exception:
+        raise
+    except BaseException:  # an interrupt, at which Optuna leaves a trial running
+        for trial in filter(_is_ours, _running(study)):
+            _repeat(study, trial)
+        raise
 
 
 def _repeat(study: Study, trial: FrozenTrial) -> None:

@@ -256,6 +256,18 @@ class ModelContract:
                 self.assert_close(some[k], before[k])
             assert not torch.allclose(some[0], after[0], rtol=0, atol=self.tolerance)
 
+    def test_reused_guidance_saves_work_and_a_sample_still_does_not_depend_on_its_batch(
+        self, model: ARDiffusionModel
+    ) -> None:
+        drawn, costs = [], []
+        self.draw(model)  # what is made once is made
+        for period in (1, 2, STEPS):
+            with Work() as work:
+                drawn.append(self.draw(model, guidance=Guidance(2.0, "constant", reuse=period)))
+            costs.append(work.numbers)
+        assert costs[0] > costs[1] > costs[2]
+        self.assert_close(self.draw(model, [2], guidance=Guidance(2.0, "constant", reuse=2)), drawn[1][2:3])
+
     # --- order ------------------------------------------------------------------------------------------
 
     @torch.inference_mode()

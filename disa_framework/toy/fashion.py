@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from disa_framework.data.indexed import Batch, IndexedData, Item, Items
+from disa_framework.hub.downloading import FOLDER as DOWNLOADS
 from disa_framework.metrics.images import from_uint8
 from disa_framework.toy.digits import Polarity, check_polarity
 
 CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-FOLDER = "/usr/share/datasets/fashion-mnist"
-"""Where Debian's package puts the files."""
+FOLDERS = (f"{DOWNLOADS}/fashion-mnist", "/usr/share/datasets/fashion-mnist")
+"""Where `disa-download` and Debian's package put the files."""
 SPLIT_SEED = 0
 
 _SIDE = 28
@@ -37,7 +38,8 @@ def fashion(part: Literal["train", "test"] = "train", folder: str | None = None)
 
     Args:
         part: which of them.
-        folder: holds the four published files, `train-images-idx3-ubyte.gz` and so on; `FOLDER` by default.
+        folder: holds the four published files, `train-images-idx3-ubyte.gz` and so on; by default each is
+            looked for in `FOLDERS`.
 
     Returns:
         Images, uint8 `[N, 1, 28, 28]`, bright on black, and their classes, int64 `[N]`.
@@ -46,8 +48,8 @@ def fashion(part: Literal["train", "test"] = "train", folder: str | None = None)
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or of another kind.
     """
-    root = Path(FOLDER if folder is None else folder)
-    images_file, labels_file = (root / f"{_FILES[part]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    kinds, places = ("images-idx3", "labels-idx1"), FOLDERS if folder is None else (folder,)
+    images_file, labels_file = (_find(f"{_FILES[part]}-{kind}-ubyte.gz", places) for kind in kinds)
     images, labels = _read_idx(images_file, (_SIDE, _SIDE)), _read_idx(labels_file, ())
     if len(images) != len(labels) or not len(labels) or labels.max() >= len(CLASSES):
         raise ValueError(
@@ -110,9 +112,11 @@ class FashionData(IndexedData):
     Batches are `(images, labels)`, float32 `[B, 1, 28, 28]` in [-1, 1] and int64 `[B]`.
 
     Args:
-        folder: holds the four published files; by default `FOLDER`, where Debian's package puts them.
+        folder: holds the four published files; by default they are where `disa-download fashion-mnist` puts them in the
+            working directory, or Debian's package dataset-fashion-mnist.
         polarity: "plain" is bright clothes on black. With "random" an image is inverted with probability one half: the
-            inverses of all images are in the set, too, on the same side of the split.
+            inverses of all images are in the set, too, on the same side of the split. `FashionFeatures` was trained on
+            plain images, and does not read inverted ones.
         batch_size: images per batch and process; the last, smaller batch of a training epoch is dropped.
         validation_size: how many images are held out, as many of each class ("random" holds out both signs of each).
         num_workers: loader processes; 0 loads in the main one, which is fast enough.
@@ -157,13 +161,18 @@ def _signs(pixels: Tensor, polarity: Polarity) -> Tensor:
     return pixels if polarity == "plain" else torch.cat([pixels, 255 - pixels])
 
 
+def _find(name: str, folders: Sequence[str]) -> Path:
+    found = next((path for folder in folders if (path := Path(folder) / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no {name} in {' or '.join(folders)}: fetch the files with disa-download fashion-mnist, install Debian's "
+            "package dataset-fashion-mnist, or give the folder that holds them, --data.folder"
+        )
+    return found
+
+
 def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """The bytes `[N, *shape]` of a gzipped IDX file, see http://yann.lecun.com/exdb/mnist."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no Fashion-MNIST at {path}: install Debian's package dataset-fashion-mnist, or download the four .gz "
-            "files of https://github.com/zalandoresearch/fashion-mnist and give their folder, --data.folder"
-        )
     header = struct.Struct(f">HBB{1 + len(shape)}I")
     try:
         with gzip.open(path) as file:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import yaml
 from torch import Tensor
 
 from disa_framework import hub
-from disa_framework.cli import start
 from disa_framework.cli.convert import convert
 from disa_framework.hub import load_model
 from disa_framework.hub.checkpoint import load_weights
@@ -116,20 +116,15 @@ def test_a_harmon_is_converted_with_or_without_its_autoencoder(
 )
 def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
     options: list[str], message: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., tuple[object, list[str]]],
 ) -> None:  # fmt: skip
     (tmp_path / "half.ckpt").write_bytes(trained.read_bytes()[: trained.stat().st_size // 2])
     torch.save({"weight": torch.ones(1)}, tmp_path / "unknown.pth")
     (tmp_path / "old.safetensors").write_text("old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["disa-convert", *options])
-    with pytest.raises(SystemExit) as stop:
-        start.convert()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and line.startswith("disa-convert: error: ")
-    with pytest.raises((ValueError, OSError), match=message):
-        convert(options)
+    status, (line,) = refused("disa-convert", *options)
+    assert status == 1 and line.startswith("disa-convert: error: ") and re.search(message, line)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -42,7 +42,7 @@ def test_the_documentation_lists_every_published_file() -> None:
     assert len(table) == len(PUBLISHED)
     for row, (name, entry) in zip(table, PUBLISHED.items(), strict=True):
         size = f"{entry.mib:,} MiB" if entry.mib else ""
-        address = entry.addresses[0] if len(entry.addresses) == 1 else f"https://huggingface.co/{entry.repo}"
+        address = entry.addresses[0] if entry.url or len(entry.files) == 1 else f"https://huggingface.co/{entry.repo}"
         assert row.startswith(f"| `{name}` | {entry.description} | {size} | [") and row.endswith(f"]({address}) |")
 
 
@@ -223,7 +223,7 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
     for config in (annealed, baseline):
         assert config["model"]["class_path"] == entry.model["class_path"]
-        everywhere = {"interval": interval, "stages": [0.0, 1.0]}
+        everywhere = {"interval": interval, "stages": [0.0, 1.0], "reuse": 1}
         assert config["guidance"] == {"scale": scale, "schedule": ramp, **everywhere}
         assert config["solver"]["class_path"] == f"disa_framework.solvers.{solver}"
     assert annealed["num_stages"] == stages

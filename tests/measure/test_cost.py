@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from disa_framework import SamplingConfig
+from disa_framework import Guidance, SamplingConfig
 from disa_framework.measure import CostModel, analytic_cost, held_out_error, measure_cost, measure_latency
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Linear, PerStage, StepSchedule
 from disa_framework.search.knapsack import best_within, pareto_front
 from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Heun, RectifiedFlow, Solver, Spaced, VPCosine
+from disa_framework.toy import mixture
 from disa_framework.toy.mixture import MixtureAR
 from tests.measure.slow import BACKBONE, BATCH, FIXED, HEAD, SETUP, Clock, K, Slow, labels, slow_module
 
@@ -114,6 +115,25 @@ def test_sampling_configs_that_differ_in_more_than_steps_are_timed_in_turn(clock
     latencies = measure_latency(slow_module(slow), labels(), BATCH, samplings, repeats=4)
     for latency, sampling in zip(latencies, samplings, strict=True):
         assert latency * BATCH == pytest.approx(seconds(sampling, VPCosine()) + 100.0 * sampling.stages / 2)
+
+
+def test_the_time_that_reused_guidance_saves_is_predicted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = mixture.exact_posterior
+
+    def slow(*branch: Any) -> Any:
+        clock.now += 1.0
+        return exact(*branch)
+
+    monkeypatch.setattr(mixture, "exact_posterior", slow)
+    costs = []
+    for period in (1, 2, 5):
+        module = slow_module(Slow(clock), guidance=Guidance(2.0, reuse=period))
+        model = fitted(module)
+        assert error(model, module, Linear(20, 5).budget(K)) < 0.02 and error(model, module, (8,) * K) < 0.05
+        costs.append(model((20,) * K) * BATCH)
+        assert module.evaluations() == SamplingConfig(num_stages=K).evaluations(VPCosine())
+    branches = [K * (20 + 20 // period) for period in (1, 2, 5)]
+    assert [costs[0] - cost for cost in costs] == pytest.approx([branches[0] - count for count in branches], abs=1.0)
 
 
 # --- counting ---------------------------------------------------------------------------------------------

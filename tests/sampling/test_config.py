@@ -44,6 +44,7 @@ CHANGES: list[dict[str, Any]] = [
     {"num_stages": 7},
     {"guidance": Guidance(2.5, "constant", (0.1, 0.9))},
     {"guidance": Guidance(2.5, stages=(0.2, 0.5))},
+    {"guidance": Guidance(2.5, reuse=3)},
     {"cache": Lazy(8, 0.2, 1)},
     {"order": CheckerboardOrder(3)},
     {"stage_sizes": ListedSizes((3, 1, 12))},

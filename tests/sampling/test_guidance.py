@@ -12,7 +12,18 @@ from torch import Tensor
 
 from disa_framework import Guidance, SamplingConfig, guided
 from disa_framework.sampling.guidance import combine
-from disa_framework.solvers import DDPM, Nodes, Process, RectifiedFlow, Spaced, VPCosine
+from disa_framework.solvers import (
+    DDPM,
+    DPMSolverPP,
+    Heun,
+    Nodes,
+    Process,
+    RectifiedFlow,
+    SinglestepDPMSolverPP,
+    Solver,
+    Spaced,
+    VPCosine,
+)
 from disa_framework.solvers.table import Step
 
 
@@ -45,6 +56,7 @@ def test_it_acts_within_its_interval_both_ends_included() -> None:
           for interval in ((0.5,), (0.5, 0.4), (-0.1, 0.5), (0.0, 1.1), (math.nan, 1.0), (0.0, math.nan))),
         ({"schedule": "cosine"}, "'linear' or 'constant', got 'cosine'"),
         *(({"scale": scale}, "guidance scale must") for scale in (math.nan, math.inf, -math.inf)),
+        *(({"reuse": period}, "reuse must be a whole number from 1") for period in (0, -2, 1.5, True, 10**7, None)),
     ],
 )  # fmt: skip
 def test_what_is_no_guidance_is_refused(options: dict[str, Any], message: str) -> None:
@@ -134,6 +146,11 @@ def test_the_output_is_guided_and_the_variance_value_is_the_conditional_branchs(
         (Guidance(2.0, interval=(0.0, 0.5)), [3, 3, 6, 6]),
         (Guidance(2.0, interval=(0.99, 1.0)), [3, 3, 3, 3]),
         (Guidance(1.0), [3, 3, 3, 3]),
+        (Guidance(2.0, reuse=2), [6, 3, 6, 3]),
+        (Guidance(2.0, reuse=3), [6, 3, 3, 6]),
+        (Guidance(2.0, reuse=9), [6, 3, 3, 3]),
+        (Guidance(2.0, interval=(0.3, 0.7), reuse=2), [3, 6, 3, 3]),
+        (Guidance(1.0, reuse=2), [3, 3, 3, 3]),
     ],
     ids=str,
 )
@@ -151,3 +168,41 @@ def test_the_scale_is_not_rounded_to_the_precision_of_the_head() -> None:
     head = Head(RectifiedFlow(), weight=0.0)
     out = head.step(Guidance(2.7), head.process.nodes([0.0]))(torch.zeros(B, n, D, dtype=torch.bfloat16), 0)
     assert out.flatten().tolist() == pytest.approx([5 + 2.7 * (1 - 5)] * out.numel(), rel=1e-6)
+
+
+class Bent(Head):
+    """A head whose branches differ by what depends on tokens and time."""
+
+    def __call__(self, x: Tensor, time: Any) -> Tensor:
+        return super().__call__(x * SHIFT[: len(x)], time).sin()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("solver", "process"),
+    [
+        (DDPM(), VPCosine(learns_variance=True)), (DPMSolverPP(eta=0.5), VPCosine()),
+        (SinglestepDPMSolverPP(), VPCosine()), (Heun(), RectifiedFlow()),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_guidance_added_last_is_added_again(solver: Solver, process: Process, dtype: torch.dtype) -> None:
+    head, guidance, table = Bent(process), Guidance(3.0, interval=(0.0, 0.9), reuse=2), solver.table(process, 5)
+    noise = torch.randn(table.draws, B, n, D, generator=torch.Generator().manual_seed(0))
+    times, added, seen = head.embed(table.nodes), torch.zeros(B, n, D), 0
+
+    def plainly(x: Tensor, i: int) -> Tensor:
+        nonlocal added, seen
+        if process.unit_time(table.nodes.times[i]) > 0.9:
+            return head(x, times[i])
+        cond, null = head(torch.cat((x, x)), times[i]).float().chunk(2)
+        if seen % 2 == 0:
+            added = 2.0 * (cond - null)[..., :D]
+        seen += 1
+        return torch.cat((cond[..., :D] + added, cond[..., D:]), dim=-1)
+
+    drawn = table.run(lambda nodes: head.step(guidance, nodes), lambda *_: noise, dtype)
+    expected = table.run(lambda nodes: plainly, lambda *_: noise, dtype)
+    torch.testing.assert_close(drawn, expected)
+    exact = table.run(lambda nodes: head.step(replace(guidance, reuse=1), nodes), lambda *_: noise, dtype)
+    assert not torch.allclose(drawn, exact, atol=0.01) and seen > 2

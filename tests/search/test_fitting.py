@@ -89,6 +89,15 @@ def test_guidance_is_fitted_too() -> None:
     assert missed(model, guided, 2, guidance) < missed(model, plain, 2, guidance)
 
 
+def test_what_guidance_adds_is_not_reused_while_a_solver_is_fitted() -> None:
+    fitting, exact = Fitting((2,), reference=FINE, reference_steps=6, iterations=1), Guidance(3.0, "constant")
+    found = [
+        fit_solver(mixture(), LABELS[:8], SamplingConfig(num_stages=4, guidance=guidance), fitting)
+        for guidance in (exact, replace(exact, reuse=2))
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_config_with_fitted_tables_is_written_and_read(tmp_path: Path) -> None:
     config = SamplingConfig(Constant(2), replace(fit(mixture(), (1, 2)), temperature=0.9), 4)  # type: ignore[type-var]
     config.save(tmp_path / "found.yaml")

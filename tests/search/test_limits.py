@@ -27,7 +27,7 @@ from disa_framework.solvers import DDPM
 from tests.models.tiny import tiny_mar
 from tests.search.small import STAGES, mixture_module, per_stage
 
-LIMIT = 1.0  # seconds, in which a hundred steps were to fit
+LIMIT = Limit.seconds(1.0)  # in which a hundred steps were to fit
 
 
 def analytic(**sampling: Any) -> Costs:
@@ -128,14 +128,14 @@ class Machine:
         self.asked.append(limit)
         return replace(self.costs.base, schedule=PerStage((int(100 * limit + 1e-9) - 6, 3, 2, 1)))
 
-    def meet(self, within: Any = None, limit: float = LIMIT, speedup: float | None = None) -> Timed:
-        return meeting_the_limit(within or self.within, self.costs, limit, self.latencies, [self.costs.base], speedup)
+    def meet(self, within: Any = None, limit: Limit = LIMIT) -> Timed:
+        return meeting_the_limit(within or self.within, self.costs, limit, self.latencies, [self.costs.base])
 
 
 def test_what_takes_as_long_as_predicted_needs_little_room() -> None:
     machine = Machine(slowness=0.97)
     timed = machine.meet()
-    assert machine.asked == [LIMIT] and timed.limit == LIMIT
+    assert machine.asked == [1.0] and timed.limit == 1.0
     assert timed.latencies == pytest.approx((0.97, 0.97 * 0.48))
     assert "takes 970 ms a sample, within the limit of 1000;" in str(timed) and "0.48 times as long" in str(timed)
 
@@ -145,11 +145,11 @@ def test_what_takes_longer_is_found_within_less(slowness: float) -> None:
     machine = Machine(slowness)
     timed = machine.meet()
     assert 2 <= len(machine.asked) <= 3 and timed.sampling.budget[1:] == (3, 2, 1)
-    assert 0.89 * LIMIT < timed.latencies[0] <= 0.98 * LIMIT
+    assert 0.89 < timed.latencies[0] <= 0.98
 
 
 def test_a_speedup_is_over_the_baseline_of_the_same_moment() -> None:
-    timed = Machine(slowness=2.0).meet(limit=0.24, speedup=2.0)
+    timed = Machine(slowness=2.0).meet(limit=Limit.speedup(2.0))
     assert timed.limit == pytest.approx(0.48)  # all is half as fast as when the limit was made
     assert 20 <= sum(timed.sampling.budget) <= 23  # of 24: only the room that is left for timing it again
     assert timed.latencies[1] / timed.latencies[0] >= 2.0
@@ -159,7 +159,7 @@ def test_a_config_that_leaves_some_of_the_limit_is_shortened_at_once() -> None:
     machine = Machine(slowness=1.5)
     given = machine.within(0.8)
     timed = machine.meet(lambda most: given if machine.costs(given) <= most else machine.within(most))
-    assert len(machine.asked) == 2 and 0.9 * LIMIT < timed.latencies[0] <= 0.98 * LIMIT
+    assert len(machine.asked) == 2 and 0.9 < timed.latencies[0] <= 0.98
 
 
 def test_a_slow_spell_while_it_is_timed_costs_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_a_slow_spell_while_it_is_timed_costs_no_steps(monkeypatch: pytest.Monke
     monkeypatch.setattr(machine, "latencies", lambda samplings: [next(spells) * usual(samplings)[0], 0.48])
     timed = machine.meet()
     assert machine.asked == pytest.approx([1.0, 0.58, 0.93], abs=0.01)
-    assert 0.9 * LIMIT <= timed.latencies[0] <= 0.98 * LIMIT
+    assert 0.9 <= timed.latencies[0] <= 0.98
 
 
 @pytest.mark.parametrize(("slowness", "least"), [(9.0, 0.0), (3.0, 0.3)])
@@ -185,4 +185,4 @@ def test_what_never_meets_the_limit_is_what_was_tried_last_and_says_so(slowness:
     assert f"takes {500 * slowness:g} ms a sample, above," in str(timed)
     if least:
         with pytest.raises(ValueError, match="so little"):
-            machine.meet(within, limit=0.2)
+            machine.meet(within, Limit.seconds(0.2))

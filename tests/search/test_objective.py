@@ -114,9 +114,10 @@ def test_caching_is_not_chosen_where_it_cannot_pay() -> None:
     with pytest.raises(ValueError, match="caches no features"):
         mixture_objective(also={"refresh": (1, 2)}).check()
     module = ARDiffusionModule(tiny_mar(), SamplingConfig(num_stages=2))
-    costs, space = Costs(module, analytic_cost), Space(Stages(2), refresh=(1, 2))
-    with pytest.raises(ValueError, match="caching saves time, not evaluations"):
-        Objective(Meter(module, None, LABELS, 16, CPU), costs, space, 24, (96,)).check()
+    costs = Costs(module, analytic_cost)
+    for space in (Space(Stages(2), refresh=(1, 2)), Space(Stages(2), reuse=(1, 2))):
+        with pytest.raises(ValueError, match="save time, not evaluations"):
+            Objective(Meter(module, None, LABELS, 16, CPU), costs, space, 24, (96,)).check()
 
 
 def test_an_impossible_limit_names_the_fastest_that_is_possible() -> None:

@@ -1,3 +1,5 @@
+"""What a study found: its finalists, the comparison, tables and the page."""
+
 from __future__ import annotations
 
 import base64
@@ -13,10 +15,9 @@ import pytest
 from optuna import Study
 
 from disa_framework.schedules import Constant, Linear
+from disa_framework.search.finalists import candidates, choose, compare
 from disa_framework.search.objective import Objective, sampling_of
 from disa_framework.search.report import (
-    candidates,
-    compare,
     cost_error,
     importance,
     summary,
@@ -24,7 +25,7 @@ from disa_framework.search.report import (
     write_page,
     write_trials,
 )
-from disa_framework.search.study import choose, ranked, search
+from disa_framework.search.study import ranked, search
 from disa_framework.solvers import DDPM
 from tests.search.small import STAGES, Faulty, mixture_module, mixture_objective, per_stage
 
@@ -103,9 +104,9 @@ def test_the_table_of_trials_can_be_read(study: Study, tmp_path: Path) -> None:
 def test_the_page_shows_everything_in_one_file(study: Study, objective: Objective, tmp_path: Path) -> None:
     best = choose(study, objective)
     compared = candidates(study, objective, best, sampling_of(best))
-    rows = compare(study, objective, {**compared, "costs $5, $\\frac (given)": objective.base}, [], seeds=2)
-    budgets = {row.name: row.sampling.budget for row in rows}
-    write_page(tmp_path / "a.html", study, objective, rows, budgets, "A <title>", ["a <note>"])
+    compared |= {"costs $5, $\\frac (given)": objective.base}
+    rows = compare(study, objective, compared, [], seeds=2)
+    write_page(tmp_path / "a.html", study, objective, "A <title>", compared, rows, ["a <note>"])
     page = (tmp_path / "a.html").read_text()
     assert "A &lt;title&gt;" in page and "a &lt;note&gt;" in page and "http" not in page
     assert page.count("<tr>") == 1 + len(rows)
@@ -118,7 +119,7 @@ def test_a_start_may_have_any_name(name: str, tmp_path: Path) -> None:
     objective = mixture_objective(limit=24)
     study = search(objective, 1, starts={name: STARTS["Constant"]})
     rows = compare(study, objective, {name: STARTS["Constant"]}, [], seeds=1)
-    write_page(tmp_path / "a.html", study, objective, rows, {name: (6,) * STAGES}, name)
+    write_page(tmp_path / "a.html", study, objective, name, {name: STARTS["Constant"]}, rows)
     page = (tmp_path / "a.html").read_text()
     assert f"<td>{html.escape(name)}</td>" in page and f"<title>{html.escape(name)}</title>" in page
 

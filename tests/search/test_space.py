@@ -100,16 +100,17 @@ def test_what_is_chosen_is_found_again_and_the_rest_stays() -> None:
 def test_order_sizes_and_guided_stages_are_chosen_from_beside_those_that_there_are() -> None:
     base = replace(mixture_module().sampling, guidance=Guidance(2.0))
     offered: dict[str, Any] = {
-        "order": [HaltonOrder(), CheckerboardOrder(3)], "stage_sizes": [LinearSizes()], "guided_stages": [(0.25, 0.5)]
+        "order": [HaltonOrder(), CheckerboardOrder(3)], "stage_sizes": [LinearSizes()], "guided_stages": [(0.25, 0.5)],
+        "reuse": (1, 3),
     }  # fmt: skip
     space = Space(Stages(2), **offered)
     wanted = replace(
         per_stage(base, 7, 7, 3, 3), order=CheckerboardOrder(3), stage_sizes=LinearSizes(),
-        guidance=Guidance(2.0, stages=(0.25, 0.5)),
+        guidance=Guidance(2.0, stages=(0.25, 0.5), reuse=3),
     )  # fmt: skip
     for sampling in (wanted, replace(wanted, order=None), per_stage(base, 7, 7, 3, 3)):
         assert space.suggest(FixedTrial(space.encode(sampling, base)), base) == sampling
-    assert len(space.cheapest(base)) == 3 * 2 * 2
+    assert len(space.cheapest(base)) == 3 * 2 * 2 * 2
     elsewhere = space.encode(replace(wanted, order=RandomOrder()), base)
     assert space.suggest(FixedTrial(elsewhere), base).order is None
     with pytest.raises(ValueError, match="guidance stages must"):
@@ -153,7 +154,9 @@ def test_the_whole_space_has_what_a_model_has() -> None:
     assert space.order and space.stage_sizes and space.refresh and space.guided_stages and space.num_stages
     assert not Space.whole(masked, masked.settle(base), cached=False).refresh
     plain = Space.whole(sequence, sequence.settle(replace(base, solver=Euler(), guidance=Guidance())), cached=True)
-    assert not (plain.order or plain.stage_sizes or plain.refresh or plain.guided_stages)
+    assert not (plain.order or plain.stage_sizes or plain.refresh or plain.guided_stages or plain.reuse)
+    guided = replace(base, solver=Euler())
+    assert [Space.whole(sequence, sequence.settle(guided), timed).reuse for timed in (True, False)] == [(1, 2, 4), ()]
 
 
 @pytest.mark.parametrize("model", [tiny_mar(), tiny_xar()], ids=["masked", "flow"])

@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from disa_framework.schedules import Constant, Linear
 from disa_framework.search import study as studies
-from disa_framework.search.objective import WORKER, key_of, sampling_of
+from disa_framework.search.finalists import choose
+from disa_framework.search.objective import WORKER, key_of, over_limit, sampling_of
 from disa_framework.search.space import Stages
 from disa_framework.search.storage import StorageError, open_storage
-from disa_framework.search.study import another_reports, choose, counted, over_limit, ranked, search
+from disa_framework.search.study import another_reports, counted, ranked, search
 from disa_framework.solvers import DDPM
 from tests.search.small import STAGES, Faulty, mixture_module, mixture_objective, per_stage
 
@@ -257,7 +258,9 @@ def test_workers_begun_together_share_a_study_and_a_killed_one_loses_nothing(
     worker: Callable[[int, float], subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     workers = [worker(14, 0.5) for _ in range(3)]
-    wait_for(tmp_path, lambda trials: len({t.user_attrs["worker"][1] for t in trials if "cost" in t.user_attrs}) == 3)
+    wait_for(
+        tmp_path, lambda trials: [t.state for t in trials if "cost" in t.user_attrs].count(TrialState.RUNNING) == 3
+    )
     workers[0].send_signal(signal.SIGKILL)  # in the midst of a trial, as it waits while drawing
     assert [process.wait(timeout=300) for process in workers] == [-signal.SIGKILL, 0, 0]
 

@@ -16,12 +16,12 @@ from disa_framework.toy.classifier import (
     ToyClassifier,
 )
 from disa_framework.toy.digits import DigitsData
-from disa_framework.toy.fashion import FOLDER, fashion
+from disa_framework.toy.fashion import FOLDERS, fashion
 from examples.classifiers import LESSONS, accuracies, augment, train
 
 CLASSIFIERS = pytest.mark.parametrize("kind", [DigitsClassifier, FashionClassifier])
 FEATURES = pytest.mark.parametrize("kind", [DigitsFeatures, FashionFeatures])
-needs_fashion = pytest.mark.skipif(not Path(FOLDER).is_dir(), reason="needs the files of Fashion-MNIST")
+needs_fashion = pytest.mark.skipif(not Path(FOLDERS[-1]).is_dir(), reason="needs the files of Fashion-MNIST")
 
 
 def random_images(size: int, count: int = 3) -> torch.Tensor:

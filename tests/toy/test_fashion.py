@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from disa_framework.cli.download import download
 from disa_framework.data.position import Position
+from disa_framework.hub.published import PUBLISHED
 from disa_framework.metrics.images import from_uint8, to_uint8
-from disa_framework.toy.fashion import CLASSES, FOLDER, FashionData, fashion, split
+from disa_framework.toy.fashion import CLASSES, FOLDERS, FashionData, fashion, split
 
 EACH = 6  # images of a class in the files made here
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -107,7 +114,7 @@ def test_bad_values_are_refused(folder: str, arguments: dict[str, Any], message:
 @pytest.mark.parametrize("name", [IMAGES, LABELS])
 def test_a_missing_file_is_named_with_what_to_do(folder: str, name: str) -> None:
     (Path(folder) / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}.*dataset-fashion-mnist.*download") as error:
+    with pytest.raises(FileNotFoundError, match=rf"{name}.*disa-download.*dataset-fashion-mnist.*--data.fold") as error:
         FashionData(folder)
     assert "\n" not in str(error.value)
 
@@ -146,7 +153,54 @@ def test_labels_that_do_not_fit_their_images_are_refused(folder: str, labels: Te
         FashionData(folder)
 
 
-@pytest.mark.skipif(not Path(FOLDER).is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+# --- the published files ----------------------------------------------------------------------------------
+
+DEBIAN = Path(FOLDERS[-1])
+needs_debian = pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is served as the published one, and a working directory that holds nothing."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    served, work = tmp_path / "served", tmp_path / "work"
+    work.mkdir()
+    served.mkdir()
+    monkeypatch.chdir(work)
+    handler = partial(SimpleHTTPRequestHandler, directory=served)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{serving.server_port}"
+        monkeypatch.setitem(PUBLISHED, "fashion-mnist", replace(PUBLISHED["fashion-mnist"], url=url))
+        yield served
+        serving.shutdown()
+
+
+def test_downloaded_files_are_found(server: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = PUBLISHED["fashion-mnist"]
+    content = {name: (Path(folder) / name).read_bytes() for name in published.files}
+    digests = tuple(hashlib.sha256(content[name]).hexdigest() for name in published.files)
+    for name in published.files:
+        (server / name).write_bytes(content[name])
+    with pytest.raises(ValueError, match="another SHA-256"):
+        download(["fashion-mnist"])
+    monkeypatch.setitem(PUBLISHED, "fashion-mnist", replace(published, sha256=digests))
+    download(["fashion-mnist"])
+    for part in ("train", "test"):
+        assert all(map(torch.equal, fashion(part), fashion(part, folder)))
+
+
+@needs_debian
+def test_the_digests_are_those_of_the_published_files(server: Path) -> None:
+    for name in PUBLISHED["fashion-mnist"].files:  # Debian left the names and the time of the archives out
+        stamp = struct.pack("<4BI2B", 31, 139, 8, 8, 1504176606 if name.startswith("train") else 1504176627, 0, 3)
+        content = (DEBIAN / name).read_bytes()
+        (server / name).write_bytes(stamp + name.removesuffix(".gz").encode() + b"\0" + content[10:])
+    download(["fashion-mnist"])
+    assert all(map(torch.equal, fashion("test"), fashion("test", str(DEBIAN))))
+
+
+@needs_debian
 def test_the_published_files_are_found_and_balanced() -> None:
     data = FashionData(batch_size=500)
     assert data.train_dataset().tensors[1].bincount().tolist() == [5500] * 10
