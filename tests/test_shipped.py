@@ -1,4 +1,4 @@
-"""The model that comes with the package, and the recipes for it and for the published systems."""
+"""The models that come with the package, and the recipes for them and for the published systems."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import pytest
 import torch
 import yaml
 
-from disa_framework import SamplingConfig, generate
+from disa_framework import SamplingConfig
 from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.files import RECIPES
 from disa_framework.hub import load_model
-from disa_framework.metrics.images import to_uint8
-from disa_framework.models import MAR, ARDiffusionModel
+from disa_framework.models import MAR, ARDiffusionModel, FlowAR
 from disa_framework.toy.classifier import FashionFeatures
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 
 NAMES = ("best", "balanced", "fast")
 FOLDERS = sorted({str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")})
+SHIPPED = {"fashion/mar": MAR, "fashion/flowar": FlowAR}
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "fashion/mar": lambda: load_model("fashion/mar"),
+    "fashion/flowar": lambda: load_model("fashion/flowar"),
     "mar": lambda: tiny_mar(latent_size=16),
     "harmon": lambda: tiny_mar(latent_size=16),  # whose stages and head it has
     "flowar": tiny_flowar,
@@ -31,17 +32,15 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
 }
 
 
-def test_it_is_drawn_with_without_a_checkpoint(tmp_path: Path) -> None:
-    folder = predict(["--config", "fashion/mar", "--num_images", "4", "--output", str(tmp_path), "--sampling", "fast"])
-    assert folder.facts()["num_images"] == 4 and folder.read(range(4)).shape == (4, 1, 28, 28)
-
-
-def test_its_weights_have_a_name_in_python_and_draw_clothes() -> None:
-    model, network = load_model("fashion/mar").float(), FashionFeatures()
-    assert isinstance(model, MAR)
-    labels = torch.arange(100) % 10
-    images = to_uint8(generate(model, labels, SamplingConfig.load(RECIPES / "fashion/mar/fast.yaml")))
+@pytest.mark.parametrize(("name", "kind"), SHIPPED.items())
+def test_its_weights_have_a_name_in_python_and_draw_clothes_without_a_checkpoint(
+    name: str, kind: type[ARDiffusionModel], tmp_path: Path
+) -> None:
+    folder = predict(["--config", name, "--num_images", "100", "--output", str(tmp_path), "--sampling", "fast"])
+    images, labels, network = folder.read(range(100)), torch.arange(100) % 10, FashionFeatures()
+    assert images.shape == (100, 1, 28, 28)
     assert (network.logits(network(images)).argmax(dim=1) == labels).double().mean() > 0.7
+    assert isinstance(load_model(name), kind)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
