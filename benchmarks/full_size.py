@@ -2,13 +2,14 @@
 
     python -m benchmarks.full_size [--rounds 1] [--batch_size 1] [--device cpu]
 
-Head evaluations, operations of backbone and head as PyTorch's counter has them, and seconds an image, all drawn in turn
-with guidance. Weights are random, as times hardly depend on them.
+Head evaluations, operations of backbone and head as PyTorch's counter has them, and seconds an image
+with guidance, the cheapest first. Weights are random, as times hardly depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disa_framework import Guidance, SamplingConfig, generate
 from disa_framework.files import RECIPES
-from disa_framework.measure import measure_latency
+from disa_framework.measure.latency import RunTimer
 from disa_framework.models.mar import MAR, mar_base
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.stage_sizes import CosineSizes, ExponentialSizes
@@ -65,24 +66,28 @@ def _counted(model: MAR, sampling: SamplingConfig) -> int:
     return counter.get_total_flops()
 
 
+@torch.inference_mode()
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1, help="in each of which all are drawn in turn")
+    parser.add_argument("--rounds", type=int, default=1, help="of each, one after the other")
     parser.add_argument("--batch_size", type=int, default=1, help="images drawn together")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
     torch.manual_seed(0)
     model = mar_base().to(options.device).eval()
     compared = {name: model.settle(sampling) for name, sampling in rows().items()}
-    module = ARDiffusionModule(model, compared["recipe fast"])
-    labels = torch.arange(options.batch_size)
-    seconds = measure_latency(module, labels, options.batch_size, [*compared.values()], repeats=options.rounds)
-    print("| | stages | head evaluations | backbone, TFLOP | head, TFLOP | s an image | of the published |")
-    print("|---|---|---|---|---|---|---|")
-    for (name, sampling), spent in zip(compared.items(), seconds, strict=True):
-        counted = f"{sampling.stages} | {sampling.evaluations(model.process)}"
+    module, labels = ARDiffusionModule(model), torch.arange(options.batch_size)
+    timers = {
+        name: RunTimer(module.drawing(sampling), labels, options.batch_size) for name, sampling in compared.items()
+    }
+    timers["recipe fast"]()  # which warms up
+    print("| | stages | head evaluations | backbone, TFLOP | head, TFLOP | s an image |")
+    print("|---|---|---|---|---|---|")
+    for name, sampling in reversed(compared.items()):  # the longest last
+        spent = statistics.median(timers[name]() for _ in range(options.rounds)) / options.batch_size
         backbone, head = products(sampling)
-        print(f"| {name} | {counted} | {backbone:.1f} | {head:.2f} | {spent:.2f} | {spent / seconds[0]:.3f} |")
+        cost = sampling.evaluations(model.process)
+        print(f"| {name} | {sampling.stages} | {cost} | {backbone:.2f} | {head:.2f} | {spent:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -166,12 +166,13 @@ class _Search:
         return starts
 
     def _starts(self, objective: Objective) -> dict[str, SamplingConfig]:
-        """What needs no trials, within the limit; where all costs count, within several."""
+        """What needs no trials, within the limit; where all costs count, within several, and for the baseline's number
+        of stages alone: so many starts would leave no trials for anything else."""
         starts, counts = dict[str, SamplingConfig](), self.space.num_stages
         if not objective.pareto:
             return self.direct.starts(self._given, counts) | fitted_ramps(self.costs, self._given, num_stages=counts)
         for limit in self._limits(_FRONT):
-            more = fitted_ramps(self.costs, limit, falls=(10.0,)) | self.direct.starts(limit, counts)
+            more = fitted_ramps(self.costs, limit, falls=(10.0,)) | self.direct.starts(limit, ())
             starts |= {f"{name} at {limit:.3g}": start for name, start in more.items()}
         return starts
 
