@@ -56,10 +56,10 @@ Series = dict[str, dict[str, SamplingConfig]]
 
 @dataclass(frozen=True)
 class Family:
-    """How the model of a configuration is drawn with as published.
+    """How the model of a configuration is drawn with.
 
     Attributes:
-        solver: and its grid.
+        solver: the published one, with its grid.
         stages: number of them.
         tokenizer: of the configuration.
         others: solvers to compare with, by name.
@@ -83,7 +83,6 @@ FAMILIES = {
 
 def schedules(stages: int) -> dict[str, dict[str, StepSchedule]]:
     """The paper's, by line of the figure and name."""
-    early_cut = {f"{steps} early, 25 late": TwoStage(steps, 25) for steps in (2, 5, 10)}
     return {
         "constant": {f"constant {steps}": Constant(steps) for steps in (50, 25, 15, 10, 5)},
         "linear": {f"linear {a}→{b}": Linear(a, b) for a, b in PAIRS},
@@ -91,7 +90,7 @@ def schedules(stages: int) -> dict[str, dict[str, StepSchedule]]:
         "two-stage": {f"{a} early, {b} late": TwoStage(a, b) for a, b in PAIRS if a != 25},
         "rising": {f"reversed {b}→{a}": PerStage(Linear(a, b).budget(stages)[::-1]) for a, b in PAIRS},
         "late half cut": {f"25 early, {steps} late": TwoStage(25, steps) for steps in (2, 5, 10)},
-        "early half cut": {name: schedule for name, schedule in early_cut.items()},
+        "early half cut": {f"{steps} early, 25 late": TwoStage(steps, 25) for steps in (2, 5, 10)},
     }
 
 
