@@ -1,12 +1,14 @@
 """Are schedules that were found from data cheaper than hand-made ramps on a trained model?
 
-    python -m benchmarks.digits_search [--seeds 0 1 2] [--trials 40] [--output outputs/table]
+    python -m benchmarks.digits_search [--seeds 0 1 2] [--trials 40] [--recipe_trials 80] [--output outputs/table]
 
 For the MAR of `configs/digits/mar.yaml` with random polarity, trained as by `make table` (or here, if that has not been
 done): Fréchet distances of hand-made ramps and of found schedules at many budgets of head evaluations, with
 noise that no search has seen; ramps at fewer stages than the model's 16, too, as studies may choose among numbers of
 stages. Then, for the ramps and for each way of finding, the fewest evaluations whose mean
-distance is within the spread over training runs of constant 50's, and the time of an image with them.
+distance is within the spread over training runs of constant 50's, and the time of an image with them. At last, for
+each training run, the recipe that a study finds by itself, which chooses all there is to choose and is to be as good as
+the cheapest of the ramps in as little time as possible, timed in turn with that ramp.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from disa_framework.metrics.quality import FID
 from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant, Cosine, Linear, StepSchedule, TwoStage
-from disa_framework.search import Calibration, Knots, Limit, Meter, Plan, Space, Stages, find
+from disa_framework.search import Calibration, Fitting, Knots, Limit, Meter, Plan, Space, Stages, find
 from disa_framework.toy.classifier import DigitsFeatures
 from disa_framework.toy.digits import DigitsData
 from examples.digits import spread, train
@@ -59,6 +61,9 @@ SHORT = (
     "constant 4", "constant 5", "constant 6", "linear 5→3", "linear 6→2", "linear 8→3", "twostage 5→1", "twostage 5→3",
 )  # fmt: skip
 BASELINE = "constant 50"
+_RECIPE = (
+    "", "solver", "steps", "order", "stage sizes", "cache", "head evaluations", "distance", "ms per image"
+)  # fmt: skip
 CPU = {"accelerator": "cpu"}
 NOISE = 100  # seed of the images that are compared; searches draw with seed 0
 
@@ -147,6 +152,26 @@ def cheapest(points: dict[str, Point]) -> dict[str, str]:
     return ways
 
 
+def recipes(modules: Sequence[ARDiffusionModule], ramp: SamplingConfig, root: Path, options: argparse.Namespace) -> str:
+    """Markdown: what a study finds by itself that is as good as a ramp, for each training run."""
+    quality, limit = FID(DigitsFeatures(), DigitsData(polarity="random")), Limit.quality(0.0)
+    plan = Plan(
+        trials=options.recipe_trials, rungs=(options.count // 2, options.count), batch_size=250, fitting=Fitting(),
+        calibration=Calibration(MENU), profile_samples=options.samples, trainer=CPU,
+    )  # fmt: skip
+    lines = [f"| training run | {' | '.join(_RECIPE)} |", f"|---|{'---|' * len(_RECIPE)}"]
+    for seed, module in zip(options.seeds, modules, strict=True):
+        found = find(module.drawing(ramp), limit, torch.arange(10), quality, plan, root / f"seed{seed}/recipe")
+        for row in (found.rows[0], found.rows[-1]):
+            sampling, time = row.sampling, 1e3 * (row.latency or 0.0)
+            parts = (
+                row.name, sampling.solver, " ".join(map(str, sampling.budget)), sampling.order, sampling.stage_sizes,
+                sampling.cache, sampling.evaluations(module.model.process), row.distance, f"{time:.2f}",
+            )  # fmt: skip
+            lines.append(f"| {seed} | {' | '.join(map(str, parts))} |")
+    return "\n".join(lines) + "\n"
+
+
 def timed(module: ARDiffusionModule, points: dict[str, Point], names: Sequence[str]) -> str:
     """Markdown: what these cost on the clock."""
     meter = Meter(module, None, torch.arange(250) % 10, 250, CPU)
@@ -169,14 +194,18 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     shape = yaml.safe_load(Path(find_config("digits/search")).read_text())["model"]["init_args"]
     root = Path(options.output) / "random"
-    runs = []
+    runs, modules = [], []
     for seed in options.seeds:
         checkpoint = train(root / f"seed{seed}", "digits/mar", seed, "random", options.max_steps)
         module = ARDiffusionModule(MAR(**shape), SamplingConfig(num_stages=STAGES[-1]))
         apply_weights(module.model, load_weights(checkpoint), checkpoint)
         runs.append(examine(module, options))
+        modules.append(module)
     points = merged(runs)
-    text = f"{report(points)}\n{timed(module, points, list(cheapest(points).values()))}"
+    ways = cheapest(points)
+    text = f"{report(points)}\n{timed(module, points, list(ways.values()))}"
+    if options.recipe_trials:
+        text += f"\n{recipes(modules, points[ways.get('ramp', BASELINE)].sampling, root, options)}"
     write_atomically(root / "search.md", text.encode())
     print(text)
 
@@ -188,6 +217,7 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=2000, help="images of each schedule")
     parser.add_argument("--samples", type=int, default=500, help="of calibration")
     parser.add_argument("--trials", type=int, default=40, help="of each study; 0 for none")
+    parser.add_argument("--recipe_trials", type=int, default=80, help="of the study of all there is; 0 for none")
     parser.add_argument("--output", default="outputs/table", help="where make table has its training runs")
     return parser.parse_args(args)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -89,16 +89,20 @@ class Direct:
             )  # fmt: skip
         return replace(base, schedule=schedule)
 
-    def starts(self, limit: float, num_stages: Sequence[int]) -> dict[str, SamplingConfig]:
+    @property
+    def ways(self) -> Mapping[str, Callable[[SamplingConfig, float], SamplingConfig]]:
+        """By which a study begins, by name, the strongest last."""
+        ways = {"Calibrated": self.calibrate, "Learned": self.learn} if self.plan.calibration else {}
+        return ways | ({"Fitted": self.fit} if self.plan.fitting else {})
+
+    def starts(self, limit: float, num_stages: Sequence[int], ways: Sequence[str]) -> dict[str, SamplingConfig]:
         """What is found from profiles, by name, for the baseline's and other numbers of stages."""
         found, base = {}, self.costs.base
-        ways = {"Calibrated": self.calibrate, "Learned": self.learn} if self.plan.calibration else {}
-        ways |= {"Fitted": self.fit} if self.plan.fitting else {}
         for count in dict.fromkeys((base.stages, *num_stages)):
             stages = f" ({count} stages)" if count != base.stages else ""
-            for name, way in ways.items():
+            for name in ways:
                 try:
-                    found[f"{name}{stages}"] = way(replace(base, num_stages=count), limit)
+                    found[f"{name}{stages}"] = self.ways[name](replace(base, num_stages=count), limit)
                 except ValueError as error:  # the limit is below the menu, or grids have no such number of steps
                     _log.info("beginning without a %s schedule%s: %s", name.lower(), stages, error)
         return found
@@ -109,10 +113,10 @@ class Direct:
 
         def measured() -> CostModel:
             model = measure_cost(module, asked, batch_size)
-            held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
-            error = held_out_error(model, module, asked, held_out, repeats=_REPEATS)
-            off = f"{error:.1%} off, in the median over budgets they were not fitted to"
-            _log.info("predicted times of %d stages are %s", sampling.stages, off)
+            if sharing_costs(sampling) == sharing_costs(self.costs.base):  # which stands for the others
+                held_out = [schedule.budget(sampling.stages) for schedule in _HELD_OUT]
+                error = held_out_error(model, module, asked, held_out, repeats=_REPEATS)
+                _log.info("predicted times are %.1f%% off, in the median over budgets not fitted to", 100 * error)
             return model
 
         def load(path: Path) -> CostModel:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from disa_framework.progress import Progress, silent
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.search.limits import shortened
-from disa_framework.search.objective import Objective, key_of, over_limit, sampling_of
+from disa_framework.search.objective import Objective, distance_of, key_of, over_limit, sampling_of
 from disa_framework.search.study import ranked
 
 _AGAIN = 2  # times that a finalist is drawn again
@@ -98,21 +98,21 @@ def on_front(study: Study) -> list[FrozenTrial]:
 
 
 def cheapest(study: Study, objective: Objective, times: float, progress: Progress = silent) -> SamplingConfig:
-    """The first on the front, by rising cost, whose distance is at most so many times the baseline's when both are
-    drawn with other noise, too; the baseline if none is.
+    """The cheapest trial whose distance is at most so many times the baseline's when both are drawn with other noise,
+    too; the baseline if none is.
 
     Args:
         progress: is told of what is drawn.
     """
-    front, seed = on_front(study), objective.meter.module.seed
+    good, seed = ranked(study), objective.meter.module.seed
 
     def mean(sampling: SamplingConfig) -> float:
         (distances,) = _drawn_again(study, objective, [sampling], range(seed - _AGAIN, seed))
         return statistics.mean(distances)
 
     most = times * mean(objective.base)
-    for place, trial in enumerate(front):
-        progress(place, len(front))
+    for place, trial in enumerate(good):
+        progress(place, len(good))
         if mean(sampling_of(trial)) <= most:
             return sampling_of(trial)
     return objective.base
@@ -159,8 +159,9 @@ def _has_started(trial: FrozenTrial) -> bool:
 
 def _standing(trial: FrozenTrial) -> tuple[bool, float]:
     """Whole trials first, the best first; of one that was stopped the last distance counts."""
-    stopped = trial.state != TrialState.COMPLETE
-    return stopped, trial.intermediate_values[max(trial.intermediate_values)] if stopped else trial.values[0]
+    distance = distance_of(trial)
+    assert distance is not None
+    return trial.state != TrialState.COMPLETE, distance
 
 
 def compare(

@@ -41,6 +41,8 @@ from disa_framework.search.storage import open_storage
 from disa_framework.search.study import another_reports, check_identity, counted, ranked, search
 
 _FRONT = 4  # limits between the cheapest schedule and the baseline, at which a study of all costs begins
+_SHARES = (1 / 3, 1 / 6)  # of the baseline's cost, with which a study begins that looks for the cheapest
+_FALLS = (3.0, 10.0)  # of the ramps that it begins with, from the first stage to the last
 _OUTLOOK = 8  # of them, for which schedules are found where no limit is given
 
 _log = logging.getLogger(__name__)
@@ -156,8 +158,8 @@ class _Search:
         return self._winner(study, objective) if self.limit.worse is None else self._cheapest(study, objective)
 
     def _objective(self) -> Objective:
-        plan, all_costs = self.plan, self.plan.method == "pareto" or self.limit.worse is not None
-        return Objective(self.meter, self.costs, self.space, self.most, plan.rungs, pareto=all_costs)
+        pareto, rungs = self.plan.method == "pareto", self.plan.rungs
+        return Objective(self.meter, self.costs, self.space, self.most, rungs, pareto, self.limit.worse)
 
     def _given_starts(self) -> dict[str, SamplingConfig]:
         starts = {f"{name} (given)": self.meter.module.model.settle(start) for name, start in self.plan.starts.items()}
@@ -166,15 +168,24 @@ class _Search:
         return starts
 
     def _starts(self, objective: Objective) -> dict[str, SamplingConfig]:
-        """What needs no trials, within the limit; where all costs count, within several, and for the baseline's number
-        of stages alone: so many starts would leave no trials for anything else."""
-        starts, counts = dict[str, SamplingConfig](), self.space.num_stages
-        if not objective.pareto:
-            return self.direct.starts(self._given, counts) | fitted_ramps(self.costs, self._given, num_stages=counts)
-        for limit in self._limits(_FRONT):
-            more = fitted_ramps(self.costs, limit, falls=(10.0,)) | self.direct.starts(limit, ())
-            starts |= {f"{name} at {limit:.3g}": start for name, start in more.items()}
-        return starts
+        """What needs no trials, within the limit; where there are many costs, within several, and less of it within
+        each: so many starts would leave no trials for anything else."""
+        counts, ways = self.space.num_stages, [*self.direct.ways]
+        if objective.worse is not None:
+            limits = [share * self._given for share in _SHARES]
+            found = {limit: self._within(limit, counts, ways[-1:], ()) for limit in limits}
+        elif objective.pareto:
+            found = {limit: self._within(limit, (), ways, _FALLS[-1:]) for limit in self._limits(_FRONT)}
+        else:
+            return self._within(self._given, counts, ways, _FALLS)
+        return {f"{name} at {limit:.3g}": start for limit, starts in found.items() for name, start in starts.items()}
+
+    def _within(
+        self, limit: float, num_stages: Sequence[int], ways: Sequence[str], falls: Sequence[float]
+    ) -> dict[str, SamplingConfig]:
+        """What needs no trials, by name: found in these ways, and the hand-made schedules."""
+        ramps = fitted_ramps(self.costs, limit, falls, num_stages, self.space.solver)
+        return self.direct.starts(limit, num_stages, ways) | ramps
 
     def _limits(self, count: int) -> list[float]:
         """Between the fewest steps and stages of the space and the baseline, in even ratios."""

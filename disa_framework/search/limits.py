@@ -11,6 +11,7 @@ from disa_framework.measure.cost import CostModel, Unit
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, StepSchedule, TwoStage
+from disa_framework.solvers import Solver
 
 _MOST = 500  # steps of a stage
 _HALVINGS = 30
@@ -141,7 +142,11 @@ def shortened(sampling: SamplingConfig, costs: Costs, limit: float, least: int =
 
 
 def fitted_ramps(
-    costs: Costs, limit: float, falls: Sequence[float] = (1.7, 3.0, 5.0, 10.0), num_stages: Sequence[int] = ()
+    costs: Costs,
+    limit: float,
+    falls: Sequence[float] = (1.7, 3.0, 5.0, 10.0),
+    num_stages: Sequence[int] = (),
+    solvers: Sequence[Solver] = (),
 ) -> dict[str, SamplingConfig]:
     """The hand-made schedules with as many steps as a limit allows, by name; those that meet it.
 
@@ -149,15 +154,18 @@ def fitted_ramps(
         costs: of configs; all but the schedule is the baseline's.
         limit: greatest cost.
         falls: by what factors ramps fall from the first stage to the last; published ones fall by 10.
-        num_stages: other numbers of stages, for constant schedules, too.
+        num_stages, solvers: others than the baseline's, all of which constant schedules are for, too.
     """
     base = costs.base
-    found = {"Constant": _largest(costs, base, limit, Constant)}
+    found = dict[str, SamplingConfig | None]()
+    for solver in dict.fromkeys((base.solver, *solvers)):
+        for count in dict.fromkeys((base.stages, *num_stages)):
+            differs = [f"{count} stages"] * (count != base.stages) + [f"{solver}"] * (solver != base.solver)
+            name = f"Constant ({', '.join(differs)})" if differs else "Constant"
+            found[name] = _largest(costs, replace(base, solver=solver, num_stages=count), limit, Constant)
     for ramp in (Linear, Cosine, TwoStage):
         names = {f"{ramp.__name__} {fall:g}:1": partial(_falling, ramp, fall) for fall in falls}
         found |= {name: _largest(costs, base, limit, member) for name, member in names.items()}
-    for count in (count for count in num_stages if count != base.stages):
-        found[f"Constant ({count} stages)"] = _largest(costs, replace(base, num_stages=count), limit, Constant)
     return {name: sampling for name, sampling in found.items() if sampling is not None}
 
 

@@ -6,8 +6,10 @@ import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
-from optuna import TrialPruned
+from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from disa_framework import values
@@ -20,6 +22,7 @@ from disa_framework.search.space import Space
 from disa_framework.search.storage import StorageError
 
 RUNGS = (500, 1000, 2000)
+_DOUBT = 1.1  # a distance may be so many times what is allowed before a trial is stopped: more samples may be kinder
 
 WORKER = uuid.uuid4().hex
 """Tells this process from all others."""
@@ -39,15 +42,23 @@ def sampling_of(trial: FrozenTrial | Trial) -> SamplingConfig:
 
 def over_limit(trial: FrozenTrial) -> bool:
     """Whether a trial costs too much, and was not drawn."""
-    return any(value > 0 for value in trial.constraints.values())
+    return trial.constraints.get("cost", 0.0) > 0
+
+
+def distance_of(trial: FrozenTrial) -> float | None:
+    """What a trial measured with the most samples it drew, if any."""
+    reported = trial.intermediate_values
+    if reported:
+        return reported[max(reported)]
+    return trial.values[0] if trial.values else None
 
 
 class Objective:
-    """Called with a trial, gives its quality; with `pareto`, its quality and its cost.
+    """Called with a trial, gives its distance; with `pareto`, its distance and its cost; with `worse`, its cost.
 
     Every trial has the user attributes `worker` (its own number, and the `WORKER` that draws it), `sampling` (what it
-    is drawn with), `key` and `cost`; those that began with a given config have `start`, those that took over steps
-    `steps` and `steps_of`, and those that went wrong `error`.
+    is drawn with), `key` and `cost`; those that began with a given config have `start`, those that took over the steps
+    of a config `like` (that config) and `steps_of`, and those that went wrong `error`.
 
     Args:
         meter: draws and measures.
@@ -55,7 +66,8 @@ class Objective:
         space: what is chosen.
         limit: greatest cost. What costs more is not drawn.
         rungs: numbers of samples after which poor trials are stopped; the last is that of a whole trial.
-        pareto: whether quality and cost are two objectives. Trials are then not stopped before their end.
+        pareto: whether distance and cost are two objectives. Trials are then not stopped before their end.
+        worse: makes the cost small, where the distance is at most this share above the baseline's.
 
     Raises:
         ValueError: for rungs that do not rise.
@@ -69,9 +81,10 @@ class Objective:
         limit: float | None = None,
         rungs: Sequence[int] = RUNGS,
         pareto: bool = False,
+        worse: float | None = None,
     ) -> None:
         self.meter, self.costs, self.space, self.limit, self.pareto = meter, costs, space, limit, pareto
-        self.rungs = tuple(rungs[-1:] if pareto else rungs)
+        self.worse, self.rungs = worse, tuple(rungs[-1:] if pareto else rungs)
         self.base = costs.base
         meter.check(self.rungs)
 
@@ -101,15 +114,27 @@ class Objective:
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
             return math.nan  # which fails
 
+    def encode(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """Parameters of the trial that is most like a config."""
+        aim = {} if self.worse is None else {"aim": min(max(self.costs(sampling), self._aims[0]), self._aims[1])}
+        return self.space.encode(sampling, self.base) | aim
+
+    @cached_property
+    def _aims(self) -> tuple[float, float]:
+        """Least and greatest cost that a trial may aim at."""
+        assert self.limit is not None
+        return min(self.limit, *map(self.costs, self.space.steps.cheapest(self.base))), self.limit
+
     def _chosen(self, trial: Trial) -> SamplingConfig:
         chosen = self.space.suggest(trial, self.base)
+        most = self.limit if self.worse is None else trial.suggest_float("aim", *self._aims, log=True)
         if "sampling" in trial.user_attrs:  # a start, or a trial whose worker was lost
             return sampling_of(trial)
-        if steps := trial.user_attrs.get("steps"):
-            chosen = replace(chosen, schedule=PerStage(steps), num_stages=len(steps))
-        if self.limit is None or self.pareto:
+        if like := trial.user_attrs.get("like"):
+            chosen = self.space.with_steps(chosen, values.load(SamplingConfig, like), self.base)
+        if most is None or self.pareto:
             return chosen
-        return filled(chosen, self.costs, self.limit, self.space.schedule.low)
+        return filled(chosen, self.costs, most, self.space.schedule.low)
 
     def _evaluate(self, trial: Trial) -> float | tuple[float, float]:
         sampling = self._chosen(trial)
@@ -121,14 +146,32 @@ class Objective:
             trial.set_user_attr(name, value)
         if self.limit is not None and cost > self.limit:
             raise TrialPruned
-        known, value = self._measured(trial, key), math.inf
+        allowed, known, value = self._allowed(trial.study), self._measured(trial, key), math.inf
         for rung in self.rungs:
             value = known[rung] if rung in known else self.meter.measure(sampling, rung)
             if not self.pareto:
                 trial.report(value, rung)
-                if rung < self.rungs[-1] and trial.should_prune():
-                    raise TrialPruned
-        return (value, cost) if self.pareto else value
+            last = rung == self.rungs[-1]
+            stops = not last and (value > _DOUBT * allowed[rung] if allowed else trial.should_prune())
+            if allowed and (stops or last):
+                trial.set_constraint("distance", value - allowed[rung])
+            if stops:
+                raise TrialPruned
+        if self.pareto:
+            return value, cost
+        return cost if allowed else value
+
+    def _allowed(self, study: Study) -> dict[int, float]:
+        """Greatest distances, by number of samples, if there are any: the baseline's are measured once in a study."""
+        if self.worse is None:
+            return {}
+        allowed = {}
+        for rung in self.rungs:
+            name = f"baseline with {rung} samples"
+            if name not in study.user_attrs:
+                study.set_user_attr(name, self.meter.measure(self.base, rung))
+            allowed[rung] = (1 + self.worse) * study.user_attrs[name]
+        return allowed
 
     def _measured(self, trial: Trial, key: str) -> dict[int, float]:
         """What earlier trials found for the same samples, by their number."""

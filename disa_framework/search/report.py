@@ -21,7 +21,8 @@ from disa_framework.page import picture
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.search.finalists import Row
 from disa_framework.search.knapsack import undominated
-from disa_framework.search.objective import Objective, over_limit, sampling_of
+from disa_framework.search.objective import Objective, distance_of, over_limit, sampling_of
+from disa_framework.search.study import ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +40,21 @@ def write_trials(path: Path, study: Study) -> None:
     writer.writerow([*_COLUMNS, *params])
     for trial in trials:
         attrs = trial.user_attrs
+        distance = distance_of(trial)
         budget = " ".join(map(str, sampling_of(trial).budget)) if "sampling" in attrs else ""
         writer.writerow([
-            trial.number, state(trial), trial.values[0] if trial.values else "", trial.last_step or "",
+            trial.number, state(trial), "" if distance is None else distance, trial.last_step or "",
             attrs.get("cost", ""), budget, attrs.get("start", ""), attrs.get("steps_of", ""), attrs.get("error", ""),
             *(trial.params.get(name, "") for name in params),
         ])  # fmt: skip
     write_atomically(path, text.getvalue().encode())
+
+
+def _distance(trial: FrozenTrial) -> float:
+    """Of a whole trial."""
+    distance = distance_of(trial)
+    assert distance is not None
+    return distance
 
 
 def _begun(study: Study) -> list[FrozenTrial]:
@@ -64,7 +73,8 @@ def state(trial: FrozenTrial) -> str:
 def line(trial: FrozenTrial) -> str:
     """What became of a trial, in a line."""
     attrs = trial.user_attrs
-    found = f"distance {trial.values[0]:.4g}" if trial.values else attrs.get("error", "")
+    distance = distance_of(trial)
+    found = attrs.get("error", "") if distance is None else f"distance {distance:.4g}"
     cost = f"cost {attrs['cost']:.4g}" if "cost" in attrs else ""
     origin = f"steps of {attrs['steps_of']}" if "steps_of" in attrs else attrs.get("start", "")
     return "  ".join(filter(None, [f"{trial.number:4}", f"{state(trial):14}", cost, found, origin]))
@@ -109,7 +119,7 @@ def importance(study: Study) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that small values are taken for good ones
         try:
-            return get_param_importances(study, target=lambda trial: trial.values[0])
+            return get_param_importances(study, target=_distance)
         except (RuntimeError, ValueError):
             return {}
 
@@ -130,7 +140,8 @@ def write_page(
         "Steps of each stage": picture(lambda axes: _plot_budgets(axes, samplings), _HEIGHT),
     }
     if not objective.pareto:
-        pictures["Distance of each trial"] = picture(lambda axes: _plot_trials(axes, study), _HEIGHT)
+        made_small = "distance" if objective.worse is None else "cost"
+        pictures["The trials"] = picture(lambda axes: _plot_trials(axes, study, made_small), _HEIGHT)
     if weights := importance(study):
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
     body = [page.paragraph(text) for text in (summary(study), *notes)]
@@ -144,7 +155,7 @@ def write_page(
 
 def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[Row]) -> None:
     whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    points = [(trial.user_attrs["cost"], trial.values[0]) for trial in whole]
+    points = [(trial.user_attrs["cost"], _distance(trial)) for trial in whole]
     if points:
         axes.plot(*zip(*points, strict=True), ".", color="tab:gray", label="whole trials")
         axes.plot(*zip(*undominated(points), strict=True), drawstyle="steps-post", label="Pareto front")
@@ -156,12 +167,12 @@ def _plot_front(axes: Axes, study: Study, objective: Objective, rows: Sequence[R
     axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # within it would hide points
 
 
-def _plot_trials(axes: Axes, study: Study) -> None:
-    whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    numbers, distances = [trial.number for trial in whole], [trial.values[0] for trial in whole]
-    axes.plot(numbers, distances, "o", label="whole trials")
-    axes.plot(numbers, [*accumulate(distances, min)], drawstyle="steps-post", color="tab:gray", label="best")
-    axes.set(xlabel="trial", ylabel="distance")
+def _plot_trials(axes: Axes, study: Study, made_small: str) -> None:
+    within = sorted(ranked(study), key=lambda trial: trial.number)
+    numbers, values = [trial.number for trial in within], [trial.values[0] for trial in within]
+    axes.plot(numbers, values, "o", label="whole trials within the limits")
+    axes.plot(numbers, [*accumulate(values, min)], drawstyle="steps-post", color="tab:gray", label="best")
+    axes.set(xlabel="trial", ylabel=made_small)
     axes.legend(loc="upper right", fontsize="small")
 
 

@@ -210,6 +210,12 @@ def _with_refresh(base: SamplingConfig, period: int) -> SamplingConfig:
     return replace(base, cache=replace(cache, refresh=period) if period > 1 else None)
 
 
+def _at_one(sampling: SamplingConfig) -> Solver:
+    """The solver, at a temperature of 1 if it has one."""
+    there = LEVERS["temperature"].there(sampling)
+    return _with_temperature(sampling, 1.0).solver if there else sampling.solver
+
+
 LEVERS = {
     "num_stages": Lever(lambda base: base.stages, lambda base, count: replace(base, num_stages=count)),
     "solver": Lever(lambda base: base.solver, lambda base, solver: replace(base, solver=solver)),
@@ -304,6 +310,15 @@ class Space:
             if lever.there(sampling):
                 sampling = lever.put(sampling, offered.suggest(trial, name))
         return replace(sampling, schedule=self.schedule.suggest(trial, sampling.stages))
+
+    def with_steps(self, sampling: SamplingConfig, other: SamplingConfig, base: SamplingConfig) -> SamplingConfig:
+        """A config with the steps of another one, and with its solver if that is not one to choose."""
+        steps = replace(sampling, schedule=PerStage(other.budget), num_stages=other.stages)
+        if any(_at_one(other) == _at_one(replace(base, solver=solver)) for solver in (base.solver, *self.solver)):
+            return steps
+        temperature, kept = LEVERS["temperature"], replace(steps, solver=other.solver)
+        chosen = self.temperature and temperature.there(sampling) and temperature.there(kept)
+        return temperature.put(kept, temperature.read(sampling)) if chosen else kept
 
     def encode(self, sampling: SamplingConfig, base: SamplingConfig) -> dict[str, Any]:
         """Parameters of the choice that is most like a config; `base` has what is not chosen."""

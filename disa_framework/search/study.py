@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from disa_framework.resuming import RunIdentity, differing
 from disa_framework.sampling.config import SamplingConfig
-from disa_framework.search.objective import WORKER, Objective, over_limit, sampling_of
+from disa_framework.search.knapsack import undominated
+from disa_framework.search.objective import WORKER, Objective, distance_of, over_limit, sampling_of
 from disa_framework.search.storage import RETRIES, grace
 
 Callback = Callable[[Study, FrozenTrial], None]
@@ -35,6 +36,7 @@ _PATIENCE, _PAUSE = 10.0, 0.5
 _OVER_LIMIT = 20  # times as many trials as there should be may be over the limit
 _UNPRUNED = 5
 _REUSE = 3  # every so many trials, one takes over steps; see `search`
+_CHEAPEST = 4  # of those that nothing beats in both cost and distance, whose steps are taken over in turn
 
 
 def search(
@@ -51,7 +53,8 @@ def search(
     """Runs a study, or goes on with it.
 
     Where more is chosen than a schedule, every third trial after the starts takes the steps of the best so far and
-    chooses the rest anew: steps of a start, which need not lie in the space, get what the space offers besides.
+    chooses the rest anew: steps of a start, which need not lie in the space, get what the space offers besides. Of a
+    start's solver that the space does not offer, they keep it.
 
     Args:
         objective: what a trial is.
@@ -109,9 +112,9 @@ def another_reports(study: Study, storage: BaseStorage | None, since: datetime) 
 
 
 def ranked(study: Study) -> list[FrozenTrial]:
-    """Whole trials within the limit, each config once, the best first."""
+    """Whole trials within all limits, each config once, the best first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    within = sorted((t for t in complete if not over_limit(t)), key=lambda t: t.values)
+    within = sorted((t for t in complete if max(t.constraints.values(), default=0) <= 0), key=lambda t: t.values)
     best: dict[str, FrozenTrial] = {}
     for trial in within:
         best.setdefault(trial.user_attrs["key"], trial)
@@ -146,25 +149,33 @@ def _enqueue(study: Study, objective: Objective, starts: Mapping[str, SamplingCo
     known = {t.user_attrs.get("start") for t in study.get_trials(deepcopy=False) if t not in lost}
     for name, start in starts.items():
         if name not in known:
-            # The sampler learns from them as from their nearest neighbours in the space.
-            nearest = objective.space.encode(start, objective.base)
-            study.enqueue_trial(nearest, {"start": name, "sampling": start.dump()})
+            # The sampler learns from them as from the trials most like them.
+            study.enqueue_trial(objective.encode(start), {"start": name, "sampling": start.dump()})
     study.set_user_attr("begun", True)
 
 
 def _reuse_steps(study: Study, objective: Objective) -> None:
-    """Has the best steps so far drawn with the rest chosen anew, if there is more to choose and it is time to."""
+    """Has good steps drawn with the rest chosen anew, if there is more to choose and it is time to."""
     trials = study.get_trials(deepcopy=False)
     waiting, begun = any(t.state == TrialState.WAITING for t in trials), len(trials)
     if waiting or begun % _REUSE or objective.space == objective.space.steps:
         return
-    best = sorted(study.best_trials, key=lambda t: t.values) if objective.pareto else ranked(study)[:1]
-    if best:
-        trial = best[begun // _REUSE % len(best)]
+    if good := _promising(study, objective):
+        trial = good[begun // _REUSE % len(good)]
         origin = trial.user_attrs.get("steps_of") or trial.user_attrs.get("start") or str(trial.number)
         sampling = sampling_of(trial)
         nearest = objective.space.steps.encode(sampling, objective.base)
-        study.enqueue_trial(nearest, {"steps": sampling.budget, "steps_of": origin})
+        study.enqueue_trial(nearest, {"like": sampling.dump(), "steps_of": origin})
+
+
+def _promising(study: Study, objective: Objective) -> list[FrozenTrial]:
+    """Trials whose steps may be better with something else; one after the other is taken."""
+    if objective.worse is None:
+        return sorted(study.best_trials, key=lambda t: t.values) if objective.pareto else ranked(study)[:1]
+    whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    costs_and_distances = {(t.value, distance_of(t)): t for t in whole}
+    # Those above the distance, too: they were not stopped, so it is not by much.
+    return [costs_and_distances[point] for point in undominated(costs_and_distances)][:_CHEAPEST]
 
 
 def _goes_on(study: Study, trials: int) -> bool:
@@ -184,7 +195,11 @@ def _take_turn(study: Study, objective: Objective, trials: int, seed: int, callb
     # Also after a restart, the sampler does not repeat itself.
     study.sampler = TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
 
+    begun = -1
+
     def drawn(trial: Trial) -> float | tuple[float, float]:
+        nonlocal begun
+        begun = trial.number
         trial.set_user_attr("worker", (trial.number, WORKER))
         if len(counted(study, before=trial.number)) >= trials:
             return math.nan  # which fails: another worker began the last trial at the same moment
@@ -192,8 +207,10 @@ def _take_turn(study: Study, objective: Objective, trials: int, seed: int, callb
 
     try:
         study.optimize(drawn, n_trials=1, callbacks=list(callbacks))
-    except AssertionError as error:  # by which Optuna hides that the storage did not take how a trial ended
-        raise error.__context__ or error from None
+    except (AssertionError, ValueError) as error:  # of Optuna: the storage did not take how a trial ended
+        if begun >= 0 and study.get_trials(deepcopy=False)[begun].state == TrialState.FAIL:
+            return  # this worker showed no heartbeat for long, and its trial is another's now
+        raise error.__context__ if isinstance(error, AssertionError) and error.__context__ else error from None
     except Exception:
         raise
     except BaseException:  # an interrupt, at which Optuna leaves a trial running

@@ -22,7 +22,7 @@ from disa_framework.metrics.quality import Quality
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
 from disa_framework.search import Calibration, Found, Limit, Meter, Plan, Profile, Space, Stages, find, open_storage
-from disa_framework.solvers import Euler
+from disa_framework.solvers import DDIM, Euler
 from disa_framework.toy.exact import SlicedWasserstein
 from disa_framework.toy.mixture import MixtureAR
 from examples.sequence import SequenceAR
@@ -67,7 +67,7 @@ def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, caplog: pyte
     caplog.set_level(logging.INFO, "disa_framework")
     first = searched(Limit.speedup(2), tmp_path, 50, trials=3)
     cost, said = next(tmp_path.glob("cost-*.json")).read_bytes(), caplog.text
-    assert "% off, in the median over budgets they were not fitted to" in said
+    assert "% off, in the median over budgets not fitted to" in said
     assert first.timed is not None and first.timed.within
     assert first.timed.latencies[-1] / first.timed.latencies[0] >= 2
     assert [row.latency for row in first.rows] == [*first.timed.latencies]  # timed once
@@ -180,7 +180,7 @@ def test_a_front_has_the_best_for_every_cost(tmp_path: Path) -> None:
 
 def test_the_cheapest_of_a_quality_is_found(tmp_path: Path) -> None:
     near, far = (
-        searched(Limit.quality(worse, "evaluations"), folder, 20, trials=16, rungs=(400,))
+        searched(Limit.quality(worse, "evaluations"), folder, 20, trials=24, rungs=(400,))
         for worse, folder in ((0.6, tmp_path), (3.0, None))
     )
     winner, baseline = near.rows
@@ -188,6 +188,16 @@ def test_the_cheapest_of_a_quality_is_found(tmp_path: Path) -> None:
     assert far.cost < near.cost and far.rows[0].sampling == far.sampling
     assert SamplingConfig.load(tmp_path / "best.yaml") == near.sampling and (tmp_path / "report.html").exists()
     assert "the baseline's" in near.notes[-1]
+
+
+def test_a_quality_begins_with_each_solver_and_number_of_stages_at_shares_of_the_baseline(tmp_path: Path) -> None:
+    space = Space(Stages(STAGES, 1, 20), num_stages=(2, STAGES), solver=(DDIM(),))
+    searched(Limit.quality(9.0, "evaluations"), tmp_path, trials=12, rungs=(32,), space=space)
+    begun = trials(tmp_path)
+    assert [row["budget"] for row in begun if row["start"].startswith("Constant")] == [
+        "4 4 4 4", "8 8", "4 4 4 4", "8 8", "2 2 2 2", "4 4", "2 2 2 2", "4 4"
+    ]  # fmt: skip
+    assert any(row["start"].startswith("Learned") for row in begun)
 
 
 def test_a_quality_that_nothing_cheaper_has_leaves_the_baseline() -> None:

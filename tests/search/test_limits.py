@@ -23,7 +23,7 @@ from disa_framework.search.limits import (
     meeting_the_limit,
     shortened,
 )
-from disa_framework.solvers import DDPM
+from disa_framework.solvers import DDIM, DDPM
 from tests.models.tiny import tiny_mar
 from tests.search.small import STAGES, mixture_module, per_stage
 
@@ -110,6 +110,8 @@ def test_ramps_are_fitted_to_the_limit() -> None:
     assert {name: start.budget for name, start in constants.items()} == {
         "Constant": (6,) * 4, "Constant (2 stages)": (12, 12), "Constant (3 stages)": (8, 8, 8),
     }  # fmt: skip
+    solvers = fitted_ramps(costs, 24, (), solvers=[costs.base.solver, DDIM()])
+    assert [start.solver for start in solvers.values()] == [costs.base.solver, DDIM()]
 
 
 class Machine:

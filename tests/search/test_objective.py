@@ -20,8 +20,9 @@ from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Adaptive, Constant, Linear
 from disa_framework.search.limits import Costs
 from disa_framework.search.meter import Meter
-from disa_framework.search.objective import Objective, key_of, sampling_of
+from disa_framework.search.objective import Objective, distance_of, key_of, sampling_of
 from disa_framework.search.space import Space, Stages
+from disa_framework.search.study import ranked
 from disa_framework.solvers import DDIM, DDPM
 from tests.models.tiny import tiny_mar
 from tests.search.small import CPU, LABELS, STAGES, Faulty, mixture_meter, mixture_module, mixture_objective, per_stage
@@ -131,6 +132,30 @@ def test_with_two_objectives_cost_is_one_and_nothing_is_stopped() -> None:
     try_out(objective, steps(9, 5, 4, 2), steps(1, 1, 1, 1), study=study)
     assert [trial.values[1] for trial in study.trials] == [20, 4]
     assert len(study.best_trials) == 2 and not study.trials[0].constraints
+
+
+def test_with_a_quality_the_cost_is_made_small_and_what_is_far_off_is_stopped(drawn: Counted) -> None:
+    objective, study = mixture_objective(limit=48, worse=1.0), optuna.create_study()
+    aims = [{"aim": aim, **steps(5, 5, 5, 5)} for aim in (44, 4)]
+    near, far = try_out(objective, *aims, study=study).trials
+    assert (near.state, near.value) == (TrialState.COMPLETE, near.user_attrs["cost"])
+    assert sampling_of(near).budget == (11,) * STAGES and near.user_attrs["cost"] == 44
+    assert far.state == TrialState.PRUNED and list(far.intermediate_values) == [32]
+    baseline = {rung: objective.meter.measure(objective.base, rung) for rung in objective.rungs}
+    assert near.constraints["distance"] == pytest.approx(near.intermediate_values[96] - 2 * baseline[96])
+    assert far.constraints["distance"] == pytest.approx(far.intermediate_values[32] - 2 * baseline[32])
+    assert ranked(study) == [near] and distance_of(far) == far.intermediate_values[32]
+    before = drawn.samples
+    try_out(objective, {"aim": 24, **steps(9, 3, 3, 3)}, study=study)
+    assert drawn.samples - before <= 96  # the baseline is not drawn again
+
+
+def test_what_is_encoded_for_a_quality_is_decoded_to_a_like_budget() -> None:
+    objective = mixture_objective(limit=48, worse=0.1)
+    start = per_stage(objective.base, 8, 4, 2, 2)
+    (trial,) = try_out(objective, objective.encode(start)).trials
+    assert sampling_of(trial).budget == start.budget
+    assert objective.encode(per_stage(objective.base, 50, 50, 50, 50))["aim"] == 48
 
 
 @pytest.mark.parametrize("rungs", [(50, 50), (), (50, 200)])

@@ -14,7 +14,7 @@ from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, Random
 from disa_framework.sampling.stage_sizes import LinearSizes
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
-from disa_framework.solvers import DDIM, DDPM, Euler, RectifiedFlow, Spaced
+from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Euler, RectifiedFlow, Spaced
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
 from tests.search.small import mixture_module, per_stage
@@ -167,3 +167,14 @@ def test_all_of_the_whole_space_can_be_drawn_with(model: ARDiffusionModel) -> No
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(60):
         model.settle(space.suggest(study.ask(), base))
+
+
+def test_steps_of_another_config_come_with_a_solver_that_is_not_to_choose() -> None:
+    base, space = SamplingConfig(num_stages=4), Space(solver=(DDIM(),), temperature=(0.8, 1.2))
+    chosen = replace(base, solver=DDPM(temperature=0.9), order=HaltonOrder())
+    offered = per_stage(replace(base, solver=DDPM(temperature=1.1)), 4, 2)
+    assert space.with_steps(chosen, offered, base) == replace(chosen, schedule=PerStage((4, 2)), num_stages=2)
+    foreign = DPMSolverPP(temperature=1.1)
+    kept = space.with_steps(chosen, replace(offered, solver=foreign), base)
+    assert kept.solver == replace(foreign, temperature=0.9) and kept.order == HaltonOrder() and kept.budget == (4, 2)
+    assert Space().with_steps(chosen, replace(offered, solver=foreign), base).solver == foreign

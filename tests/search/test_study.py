@@ -17,12 +17,12 @@ import optuna
 import pytest
 from optuna import Study
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from disa_framework.schedules import Constant, Linear
 from disa_framework.search import study as studies
 from disa_framework.search.finalists import choose
-from disa_framework.search.objective import WORKER, key_of, over_limit, sampling_of
+from disa_framework.search.objective import WORKER, Objective, key_of, over_limit, sampling_of
 from disa_framework.search.space import Stages
 from disa_framework.search.storage import StorageError, open_storage
 from disa_framework.search.study import another_reports, counted, ranked, search
@@ -108,6 +108,14 @@ def test_the_best_steps_are_drawn_again_with_the_rest_chosen_anew(options: dict[
     assert facts(parts) == facts(at_once)
 
 
+def test_for_a_quality_the_steps_of_the_cheapest_are_drawn_again_with_another_cost() -> None:
+    also = {"temperature": (1.05, 1.3)}
+    study = search(mixture_objective(limit=48, worse=2.0, also=also), 13, starts=STARTS, seed=1)
+    reused = [t for t in study.trials if "steps_of" in t.user_attrs]
+    assert reused and len({t.user_attrs["cost"] for t in reused}) > 1
+    assert all(t.user_attrs["cost"] <= t.params["aim"] for t in study.trials if "start" not in t.user_attrs)
+
+
 def test_steps_that_are_over_the_limit_with_the_rest_do_not_use_the_study_up(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = mixture_objective(also={"temperature": (1.05, 1.3)})
 
@@ -147,6 +155,20 @@ def test_a_failing_sampler_does_not_end_the_study() -> None:
     assert len(counted(study)) == len(study.trials) == 12
     assert failed and {t.user_attrs["error"] for t in failed} == {"ArithmeticError: the sampler broke down"}
     assert all(repr(Faulty(most=9)) == t.params["solver"] for t in failed) and ranked(study)
+
+
+def test_a_worker_that_was_taken_for_lost_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, evaluate = mixture_objective(), Objective.__call__
+
+    def stalled(self: Objective, trial: Trial) -> Any:
+        value = evaluate(self, trial)
+        if trial.number == 2:  # as another worker does that sees no heartbeat
+            trial.study.tell(trial.number, state=TrialState.FAIL)
+        return value
+
+    monkeypatch.setattr(Objective, "__call__", stalled)
+    study = search(objective, 5, starts=STARTS)
+    assert [t.number for t in study.trials if t.state == TrialState.FAIL] == [2] and len(counted(study)) == 5
 
 
 def test_a_storage_that_fails_ends_a_study_which_goes_on_when_that_is_mended(tmp_path: Path) -> None:
