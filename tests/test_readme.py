@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""What the README and the page on searching show runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.hub.published import PUBLISHED
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 PROGRAMS = {
     "disa-bench": bench, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
     "disa-predict": predict, "disa-search": search,
 }  # fmt: skip
-COMMANDS = re.findall(r"^    (disa-\w+ .*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+SHOWN = TEXT + (ROOT / "docs/searching.md").read_text()
+COMMANDS = dict.fromkeys(re.findall(r"^    (disa-\w+ .*)$", SHOWN.replace("\\\n", ""), re.MULTILINE))
 
 
 def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,4 +53,4 @@ def test_a_command_is_understood(command: str, capsys: pytest.CaptureFixture[str
 
 def test_its_pictures_exist() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
-    assert pictures and all((Path(__file__).parent.parent / path).is_file() for path in pictures)
+    assert pictures and all((ROOT / path).is_file() for path in pictures)

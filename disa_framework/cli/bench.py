@@ -21,8 +21,9 @@ examples:
   disa-bench --config mixture/default --schedules '[outputs/search/best.yaml, Constant(25)]'
   disa-bench --config digits/mar --random_weights true --compare digits/xar
 
-All cases are timed in turn, in every round; shown are medians, with quartiles. The output folder then holds bench.json
-and bench.png. Schedules, batch sizes and precision are those of all configurations; all else is each one's own.
+All cases are timed in turn, in every round; shown are medians, with quartiles. "of peak" is the share of the
+operations a second that the device does in a large product. The output folder then holds bench.json and bench.png.
+Schedules, batch sizes and precision are those of all configurations; all else is each one's own.
 """
 
 

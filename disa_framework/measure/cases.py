@@ -13,6 +13,7 @@ from lightning import Trainer
 
 from disa_framework.measure.floor import Recorder, replaying
 from disa_framework.measure.latency import RunTimer, StageTimer, now, warm_up
+from disa_framework.measure.operations import operations, peak
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.memory import peak_memory
 from disa_framework.sampling.condition import Condition
@@ -70,11 +71,15 @@ class Timing:
         rounds: seconds per sample of the `whole`, of each of the `PARTS`, and of the `floor`, its matrix products and
             attention calls alone, if there are any. Looking at the clock between stages costs time, too, so the parts
             come from runs of their own, and are brought to the whole by a common factor.
+        operations: of these products and calls, per sample; see `measure.operations`.
+        peak: operations a second that the device can do in the case's precision.
     """
 
     case: Case
     peak_memory: int | None
     rounds: tuple[dict[str, float], ...]
+    operations: float
+    peak: float
 
     def seconds(self, name: str) -> list[float]:
         """One for each round; none if there is no floor."""
@@ -129,30 +134,27 @@ def time_cases(cases: Sequence[Case], *, repeats: int = 5) -> list[Timing]:
     for case in cases:
         case.module.eval()
     peaks = [peak_memory(case.device, case.draw) for case in cases]  # before floors take memory
-    floors = [_floor(case) for case in cases]
-    draws = [_Drawn(case, floor) for case, floor in zip(cases, floors, strict=True)]
+    draws = [_Drawn(case) for case in cases]
     rounds = [[drawn.time() for drawn in draws] for _ in range(warm_up(cases[0].device) + repeats)][-repeats:]
-    return [Timing(*found) for found in zip(cases, peaks, zip(*rounds, strict=True), strict=True)]
-
-
-def _floor(case: Case) -> Callable[[], None] | None:
-    """Makes the calls of a case that count, once here; `None` if there are none."""
-    with Recorder(chain(case.module.parameters(), case.module.buffers())) as recorder:
-        case.draw(Observer())  # which keeps calls out of a CUDA graph
-    if not recorder.calls:
-        return None
-    floor = replaying(recorder.calls, case.device)
-    floor()
-    return floor
+    return [
+        Timing(case, memory, times, drawn.operations / case.batch_size, drawn.peak)
+        for case, memory, times, drawn in zip(cases, peaks, zip(*rounds, strict=True), draws, strict=True)
+    ]
 
 
 class _Drawn:
-    """A case as it is timed, again and again."""
+    """A case as it is timed, again and again. Its floor is there if it has calls that count."""
 
-    def __init__(self, case: Case, floor: Callable[[], None] | None) -> None:
-        self.case, self.floor = case, floor
+    def __init__(self, case: Case) -> None:
+        self.case = case
         asked = case.module, case.condition, case.batch_size
         self.whole, self.stages = RunTimer(*asked), StageTimer(*asked)
+        with Recorder(chain(case.module.parameters(), case.module.buffers())) as recorder:
+            case.draw(Observer())  # which keeps calls out of a CUDA graph
+        self.floor = replaying(recorder.calls, case.device) if recorder.calls else None
+        self.operations = operations(recorder.calls, case.device)  # which makes them once
+        with case.precision():
+            self.peak = peak(case.device, case.module.model.dtype)
 
     def time(self) -> dict[str, float]:
         """Seconds per sample, as `Timing` has them."""

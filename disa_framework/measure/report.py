@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _NAME = 40  # characters of a line of a case's name in the picture
-_COLUMNS = ("case", "batch", "evaluations", "ms an image", *PARTS, "floor", "over floor", "MiB", "to the first")
+_COLUMNS = (
+    "case",
+    "batch",
+    "evaluations",
+    "ms an image",
+    *PARTS,
+    "over floor",
+    "GFLOP",
+    "of peak",
+    "MiB",
+    "to the first",
+)
 
 
 def made_with(timings: Sequence[Timing]) -> dict[str, Any]:
@@ -34,6 +45,7 @@ def made_with(timings: Sequence[Timing]) -> dict[str, Any]:
         "device": name_of(case.device),
         "dtype": str(case.module.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "peak (TFLOP/s)": round(timings[0].peak / 1e12, 3),
         "rounds": len(timings[0].rounds),
         "versions": {
             "torch": torch.__version__, "lightning": lightning.__version__, "python": platform.python_version()
@@ -75,6 +87,8 @@ def _plain(timing: Timing, first: Timing) -> dict[str, Any]:
         "parts": {part: _spread(timing.seconds(part)) for part in PARTS},
         "floor": _spread(floor),
         "over_floor": _spread(list(map(truediv, whole, floor))),
+        "operations": timing.operations,
+        "of_peak": _spread([timing.operations / seconds / timing.peak for seconds in whole]),
         "to_the_first": _spread(list(map(truediv, whole, first.seconds("whole")))),
         "peak_memory": timing.peak_memory,
     }
@@ -89,8 +103,9 @@ def _cells(found: dict[str, Any]) -> list[str]:
         str(found["head_evaluations"]),
         f"{middle} ({low} … {high})",
         *(f"{1e3 * found['parts'][part]['median']:.2f}" for part in PARTS),
-        f"{1e3 * floor['median']:.2f}" if floor else "–",
         f"{found['over_floor']['median']:.2f}" if floor else "–",
+        f"{found['operations'] / 1e9:.3g}",
+        f"{found['of_peak']['median']:.0%}",
         "–" if memory is None else f"{memory / _MIB:,.0f}",
         f"{found['to_the_first']['median']:.3f}",
     ]

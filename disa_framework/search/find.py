@@ -41,7 +41,7 @@ from disa_framework.search.storage import open_storage
 from disa_framework.search.study import another_reports, check_identity, counted, ranked, search
 
 _FRONT = 4  # limits between the cheapest schedule and the baseline, at which a study of all costs begins
-_SHARES = (1 / 3, 1 / 6)  # of the baseline's cost, with which a study begins that looks for the cheapest
+_CHEAPER = 2  # the same of a study that looks for the cheapest, below the baseline's cost
 _FALLS = (3.0, 10.0)  # of the ramps that it begins with, from the first stage to the last
 _OUTLOOK = 8  # of them, for which schedules are found where no limit is given
 
@@ -172,8 +172,8 @@ class _Search:
         each: so many starts would leave no trials for anything else."""
         counts, ways = self.space.num_stages, [*self.direct.ways]
         if objective.worse is not None:
-            limits = [share * self._given for share in _SHARES]
-            found = {limit: self._within(limit, counts, ways[-1:], ()) for limit in limits}
+            *limits, _ = self._limits(_CHEAPER + 1)
+            found = {limit: self._within(limit, counts, ways[-1:], ()) for limit in reversed(limits)}
         elif objective.pareto:
             found = {limit: self._within(limit, (), ways, _FALLS[-1:]) for limit in self._limits(_FRONT)}
         else:

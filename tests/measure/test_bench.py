@@ -20,7 +20,9 @@ from disa_framework import Guidance, SamplingConfig
 from disa_framework.cli.bench import bench
 from disa_framework.measure import PARTS, Case, time_cases
 from disa_framework.measure.floor import Recorder, Spec, replaying, with_tensors
+from disa_framework.measure.operations import operations
 from disa_framework.module import ARDiffusionModule
+from disa_framework.runtime.products import use_fast_products
 from disa_framework.schedules import Constant, Linear
 from disa_framework.schedules.text import schedule_from
 from disa_framework.solvers import DDIM
@@ -101,6 +103,23 @@ def test_each_step_adds_the_same_calls_to_the_floor() -> None:
     assert [b - a for a, b in pairwise(counts)] == [4 * 6] * 2
 
 
+def test_operations_are_those_of_the_shapes_whichever_library_multiplies() -> None:
+    small, large = nn.Linear(3, 5), nn.Linear(1024, 512)
+    use_fast_products(large_model := nn.Sequential(large))
+    q, x, image = torch.ones(2, 4, 7, 8), torch.ones(64, 1024), torch.ones(1, 2, 6, 6)
+    convolution = nn.Conv2d(2, 3, 3)
+
+    def run() -> None:
+        small(torch.ones(4, 3))
+        large_model(x)
+        nn.functional.scaled_dot_product_attention(q, q, q)
+        convolution(image)
+
+    calls = recorded(nn.ModuleList([small, large, convolution]), run)
+    attention, convolved = 2 * 2 * (2 * 4 * 7 * 7 * 8), 2 * 2 * 9 * 3 * 4 * 4
+    assert operations(calls, torch.device("cpu")) == 2 * 4 * 3 * 5 + 2 * 64 * 1024 * 512 + attention + convolved
+
+
 PEAKS = """
 import torch
 from disa_framework.runtime.memory import peak_memory
@@ -140,6 +159,7 @@ def test_sampling_configs_and_schedules_are_timed_side_by_side(
     assert found["cases"][1]["sampling"]["solver"]["class_path"].endswith("DDIM")
     for row in found["cases"]:
         assert {*row["parts"]} == {*PARTS} and row["over_floor"]["median"] > 0
+        assert row["operations"] > 0 and 0 < row["of_peak"]["low"] < 1
         assert row["head_evaluations"] == sum(row["budget"])
         assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
     assert [row["to_the_first"]["median"] == 1 for row in found["cases"]] == [True, False, False] * 2
