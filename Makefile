@@ -1,10 +1,10 @@
-# make setup | test | demo | demo-train | table | mixture | gpu | gpu-dry | clean
+# make setup | test | docs | demo | demo-train | table | mixture | gpu | gpu-dry | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit demo demo-train table mixture gpu gpu-dry lowest check-inception postgres clean
+.PHONY: setup test lint unit docs demo demo-train table mixture gpu gpu-dry lowest check-inception postgres clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest -n 2 --durations=10
+
+# The site, into build/site. Links that lead nowhere are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Draws clothes with the model that comes with the package: a minute on two cores.
 demo: setup

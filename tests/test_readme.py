@@ -1,4 +1,4 @@
-"""What the README and the page on searching show runs."""
+"""What the README and the pages that begin the documentation show runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ PROGRAMS = {
     "disa-bench": bench, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
     "disa-predict": predict, "disa-search": search,
 }  # fmt: skip
-SHOWN = TEXT + (ROOT / "docs/searching.md").read_text()
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("getting-started", "ideas", "searching")}
+SHOWN = "".join([TEXT, *PAGES.values()])
 COMMANDS = dict.fromkeys(re.findall(r"^    (disa-\w+ .*)$", SHOWN.replace("\\\n", ""), re.MULTILINE))
 
 
@@ -40,8 +41,22 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert SamplingConfig.load("outputs/found/best.yaml") == found.sampling
 
 
+@pytest.mark.parametrize("page", ["getting-started", "ideas"])
+def test_code_of_a_page_runs(page: str) -> None:
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    assert blocks
+    for code in blocks:
+        exec(code, names)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_is_understood(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("found").mkdir()
+    SamplingConfig().save("found/best.yaml")  # as the command before it leaves it
     name, *args = shlex.split(command, comments=True)
     if name == "disa-download":
         assert args[0] in PUBLISHED
