@@ -22,6 +22,8 @@ from disa_framework.cli.refusals import OneLine, in_one_line, refuse_blanks, wit
 from disa_framework.cli.running import DEBUG, quiet, without_passwords
 from disa_framework.data.conditions import ConditionReader
 from disa_framework.files import CONFIG_FOLDERS, RECIPES, shipped
+from disa_framework.hub.repository import HUB, repository
+from disa_framework.hub.sharing import SAMPLING
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.devices import check_processes
@@ -148,7 +150,10 @@ def _with_sampling(parser: ArgumentParser, args: Sequence[str]) -> list[str]:
 
 
 def _find_recipe(name: str, configs: Sequence[str]) -> str:
-    """Path of a sampling config given by path, or by its name among the recipes of a configuration: `fast`."""
+    """Path of a sampling config given by path, by its name among the recipes of a configuration, `fast`, or by that of
+    a repository, `hf:user/name`."""
+    if name.startswith(HUB):
+        return str(repository(name) / SAMPLING)
     if Path(name).suffix or Path(name).is_file():
         return name
     own = [RECIPES / config for config in configs if not Path(config).is_absolute()]

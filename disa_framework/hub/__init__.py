@@ -4,5 +4,9 @@ from disa_framework.hub.checkpoint import read_checkpoint
 from disa_framework.hub.converting import convert
 from disa_framework.hub.downloading import download
 from disa_framework.hub.loading import load_model
+from disa_framework.hub.repository import repository
+from disa_framework.hub.sharing import push_to_hub, save_pretrained
 
-__all__ = ["convert", "download", "load_model", "read_checkpoint"]
+__all__ = [
+    "convert", "download", "load_model", "push_to_hub", "read_checkpoint", "repository", "save_pretrained"
+]  # fmt: skip

@@ -25,7 +25,8 @@ def load_model(path: str | Path, model: ARDiffusionModel | None = None, **option
     """The model in a file, ready to draw: in evaluation mode, on the CPU, in the precision of the file.
 
     Args:
-        path: a converted file, or any file of a published system.
+        path: a converted file, any file of a published system, `fashion/mar` and so on for what comes with the package,
+            or `hf:user/name` and `hf:user/name@revision` for a repository of Hugging Face.
         model: takes the weights, with its own device and precision; needed for files of other kinds.
         options: arguments of the model that a file cannot know, such as Harmon's `tokenizer` and `image_size`.
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from disa_framework.files import shipped
+from disa_framework.hub.repository import HUB, repository
 
 Weights = dict[str, Tensor]
 """A state dict."""
@@ -56,12 +57,14 @@ class UnreadableError(ValueError):
 
 def locate(path: Path) -> Path:
     """The file to begin with: of a folder the one that has a usual name, or the only one that may hold weights; of a
-    name such as `fashion/mar` the weights that come with the package.
+    name such as `fashion/mar` the weights that come with the package, of `hf:user/name` those of a repository.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: there are several, or the folder is a checkpoint in parts, one for each process of a training.
     """
+    if str(path).startswith(HUB):
+        path = repository(path)
     path = Path(os.path.expanduser(path))  # which leaves what is no home as it is
     if path.is_file():
         return path

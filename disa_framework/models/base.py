@@ -7,9 +7,11 @@ Letters: `B` batch, `N` tokens, `D` token channels, `K` stages, `n` tokens of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from itertools import accumulate
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,7 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
         num_classes: labels are 0 … num_classes - 1; 0 for a model that is asked for something else.
         min_stages, max_stages: in how many stages a sample can be drawn.
         caches_features: whether it heeds the `cache` of a sampling config.
+        made_with: the arguments of its constructor by name.
     """
 
     process: Process
@@ -96,6 +99,15 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
     min_stages: int = 1
     max_stages: int
     caches_features: bool = False
+    made_with: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        model = super().__new__(cls)
+        with suppress(TypeError):  # which __init__ raises, too; a copy is made without arguments, and gets those it had
+            made = signature(cls.__init__).bind(model, *args, **options)
+            made.apply_defaults()
+            object.__setattr__(model, "made_with", dict([*made.arguments.items()][1:]))
+        return model
 
     @abstractmethod
     def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> State:

@@ -1,0 +1,31 @@
+"""Repositories of Hugging Face by a name in one word: `hf:user/name`, `hf:user/name@revision`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HUB = "hf:"
+_WANTED = ["*.safetensors", "*.json", "*.yaml"]
+
+
+def repository(name: str | Path) -> Path:
+    """The folder with a repository's files, which are fetched unless they are there.
+
+    The library's own environment variables hold: `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`.
+
+    Raises:
+        OSError: they cannot be fetched.
+        ValueError: `huggingface_hub` is not installed, or the name is none.
+    """
+    repo, _, revision = str(name).removeprefix(HUB).partition("@")
+    if repo.count("/") != 1:
+        raise ValueError(f"a repository is named {HUB}user/name or {HUB}user/name@revision, got {name}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError("what lies on Hugging Face needs its library: pip install 'disa-framework[all]'") from error
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+    except Exception as error:  # of several libraries
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OSError(f"{name} cannot be fetched: {reason}") from error
