@@ -52,6 +52,7 @@ REFUSED = [
     (f"{MIXTURE} --schedule null", "--schedule must be a class, one of Adaptive, Constant"),
     (f"{MIXTURE} --model null", "--model must be a class"),
     (f"{MIXTURE} --schedule.early null", "null"),
+    (f"{MIXTURE} --writer Arrays --grid true", "choose another --format or --writer"),
     (f"{MIXTURE} --solver.grid null", "--solver.grid is null: leave it out"),
     (f"{MIXTURE} --tokenizer.scale null", "--tokenizer.scale is null: leave it out"),
     (f"{MIXTURE} --guidance.scale null", "--guidance.scale must be a number, got null"),

@@ -483,6 +483,20 @@ class TornApart(MixtureAR):
 
 
 @dataclass(frozen=True)
+class Picky(StepSchedule):
+    """A schedule that checks its option."""
+
+    most: int = 5
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"most must be above 0, got {self.most}")
+
+    def compute(self, num_stages: int) -> list[int]:
+        return [self.most] * num_stages
+
+
+@dataclass(frozen=True)
 class Lost(StepSchedule):
     """Has another."""
 
@@ -539,6 +553,14 @@ def test_a_bug_of_a_users_own_shows_where_it_is(
 ) -> None:
     with pytest.raises(error):
         failed(*options, folder=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+
+
+def test_what_a_class_of_a_users_own_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--schedule", "tests.test_cli.Picky", "--schedule.most", "0"]
+    said = failed(*options, folder=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    assert said.strip().splitlines()[-1] == "disa-predict: error: most must be above 0, got 0"
 
 
 def test_the_program_ends_as_it_says(tmp_path: Path) -> None:
@@ -614,7 +636,8 @@ class Voices(MixtureAR):
 class Choir(ConditionReader):
     voices: int = 5
     def read(self, model):
-        return {"voice": torch.randn(self.voices, 8), "text": ["la"] * self.voices}
+        voice = torch.randn(self.voices, 8, generator=torch.Generator().manual_seed(0))
+        return {"voice": voice, "text": ["la"] * self.voices}
 
 @dataclass(frozen=True)
 class Sums(SampleWriter):

@@ -102,7 +102,7 @@ def test_examples_draw_images(page: str) -> None:
     assert images.shape[0] == 4 and images.isfinite().all()
 
 
-def test_a_schedule_gives_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_schedule_gives_its_budget() -> None:
     assert str(use("schedule").sampling.budget) in TEXTS["schedule"]
     [folder] = run("schedule")
     assert folder.facts()["budget"] == [*PACKAGE.TokensLeft(10, 2, sizes=LinearSizes()).budget(16)]
@@ -181,7 +181,7 @@ def test_images_are_told_apart_by_their_spectrum() -> None:
             Image.fromarray(image[0].numpy()).save(f"{folder}/{number}.png")
     assert len(PACKAGE.Spectrum()(torch.zeros(0, 3, 9, 9, dtype=torch.uint8))) == 0
     fit(["--config", "digits/mar", "--trainer.max_steps", "1", *QUIET])
-    _, near, measured, found = run("metric")
+    _, near, measured, found = run("metric", FEW | {"disa-predict": ["--num_images", "8", *QUIET]})
     far = evaluate(["blurred", "--reference", "true.npz", "--features", "my_package.Spectrum", *QUIET])
     assert near["fid"] < far["fid"]
     assert "my_package.Spectrum" in (measured.path / "evaluation.json").read_text()

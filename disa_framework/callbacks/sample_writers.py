@@ -36,6 +36,11 @@ class SampleWriter(ABC):
 
     suffix: ClassVar[str]
 
+    @property
+    def pictures(self) -> bool:
+        """Whether its files can be shown, by their suffix."""
+        return self.suffix in Image.registered_extensions()
+
     @abstractmethod
     def prepare(self, samples: Tensor) -> Tensor:
         """What is brought to the host of samples `[B, ...]`, computed where they were drawn; `B` stays in front."""

@@ -79,8 +79,8 @@ def _check(init: Namespace) -> None:
             "images are measured while they are drawn if none are kept: give --evaluate.reference and --format none "
             "together, or measure a folder of images with disa-evaluate"
         )
-    if init.format == _NOTHING and init.grid:
-        raise ValueError("--grid shows images that are kept: leave it out, or choose another --format")
+    if init.grid and (init.format == _NOTHING or (init.writer and not init.writer.pictures)):
+        raise ValueError("--grid shows images that are kept: leave it out, or choose another --format or --writer")
 
 
 def _say(drawn: Drawn, adapts: bool, grid: bool) -> None:

@@ -30,6 +30,8 @@ _LIBRARIES = {
     "lightning_utilities", "matplotlib", "numpy", "optuna", "rich", "safetensors", "sklearn", "sqlalchemy", "torch",
     "torch_fidelity", "torchmetrics", "torchvision", "tqdm", "transformers", "yaml",
 }  # fmt: skip
+_CHECKS = {"__init__", "__post_init__", "check", "read"}
+"""Functions of somebody's own class whose errors say what is wrong with an option or a file."""
 _SAY_WHY = _LIBRARIES - {"builtins", "torch"}
 """Whose own exceptions are about what they were given."""
 _MEMORY = re.compile(r"allocator: |allocate memory|bad_alloc|out of memory|not enough memory|ALLOC_FAILED", re.I)
@@ -144,16 +146,19 @@ def _ending(error: BaseException, signals: list[int]) -> tuple[int, str | None]:
     if not isinstance(error, Exception):
         return 1, None
     text = " ".join(str(error).split())
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    calls = [
+        (str(frame.f_globals.get("__name__")), frame.f_code.co_name)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and _MEMORY.search(text)):
         size = _SIZE.search(text)
         asked = f" for {size[1]}" if size else ""
         return 1, f"error: not enough memory{asked}: give a smaller --batch_size, or --precision bf16"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("disa_framework"):
         return 1, f"error: the package {error.name} is missing: {_EXTRA}"
-    if any(module.startswith(_READS_ENVIRONMENT) for module in modules):
+    if any(module.startswith(_READS_ENVIRONMENT) for module, _ in calls):
         return 1, f"error: {_environment(text)}"
-    return 1, f"error: {text}" if _is_refusal(error, modules) else None
+    return 1, f"error: {text}" if _is_refusal(error, calls) else None
 
 
 def _environment(text: str) -> str:
@@ -165,14 +170,16 @@ def _environment(text: str) -> str:
     )
 
 
-def _is_refusal(error: Exception, modules: list[str]) -> bool:
+def _is_refusal(error: Exception, calls: list[tuple[str, str]]) -> bool:
     """Whether this package refuses something, or a library that it called, and says why. What comes from a model or a
-    schedule of somebody's own is a bug, which its traceback helps to find."""
-    packages = [module.partition(".")[0] for module in modules]
+    schedule of somebody's own is a bug, which its traceback helps to find, but where that checks what it is given."""
+    packages = [module.partition(".")[0] for module, _ in calls]
     says_why = isinstance(error, ValueError | OSError) or type(error).__module__.partition(".")[0] in _SAY_WHY
     if not says_why and not (isinstance(error, TypeError | ModuleNotFoundError) and packages[-1] == "lightning"):
         return False
-    return [package for package in packages if package not in _LIBRARIES][-1] == "disa_framework"
+    own = [(module, name) for (module, name), package in zip(calls, packages, strict=True) if package not in _LIBRARIES]
+    module, name = own[-1]
+    return module.partition(".")[0] == "disa_framework" or name in _CHECKS
 
 
 def _say(line: str) -> None:

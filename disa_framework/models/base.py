@@ -90,7 +90,6 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
         num_classes: labels are 0 … num_classes - 1; 0 for a model that is asked for something else.
         min_stages, max_stages: in how many stages a sample can be drawn.
         caches_features: whether it heeds the `cache` of a sampling config.
-        made_with: the arguments of its constructor by name.
     """
 
     process: Process
@@ -99,15 +98,20 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
     min_stages: int = 1
     max_stages: int
     caches_features: bool = False
-    made_with: dict[str, Any]
+    _made_with: dict[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         model = super().__new__(cls)
         with suppress(TypeError):  # which __init__ raises, too; a copy is made without arguments, and gets those it had
             made = signature(cls.__init__).bind(model, *args, **options)
             made.apply_defaults()
-            object.__setattr__(model, "made_with", dict([*made.arguments.items()][1:]))
+            object.__setattr__(model, "_made_with", dict([*made.arguments.items()][1:]))
         return model
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The arguments of its constructor, by name."""
+        return self._made_with
 
     @abstractmethod
     def begin(self, condition: Any, sampling: SamplingConfig, noise: NoiseSource) -> State:

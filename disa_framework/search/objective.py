@@ -116,8 +116,12 @@ class Objective:
 
     def encode(self, sampling: SamplingConfig) -> dict[str, Any]:
         """Parameters of the trial that is most like a config."""
-        aim = {} if self.worse is None else {"aim": min(max(self.costs(sampling), self._aims[0]), self._aims[1])}
+        aim = {} if self.worse is None else {"aim": self.aim_at(self.costs(sampling))}
         return self.space.encode(sampling, self.base) | aim
+
+    def aim_at(self, cost: float) -> float:
+        """The nearest cost that a trial may aim at."""
+        return min(max(cost, self._aims[0]), self._aims[1])
 
     @cached_property
     def _aims(self) -> tuple[float, float]:

@@ -35,7 +35,8 @@ _UNSIGNED = timedelta(minutes=1)  # how long a trial may run before its worker s
 _PATIENCE, _PAUSE = 10.0, 0.5
 _OVER_LIMIT = 20  # times as many trials as there should be may be over the limit
 _UNPRUNED = 5
-_REUSE = 3  # every so many trials, one takes over steps; see `search`
+_REUSE = 2  # every so many trials, one takes over steps; see `search`
+_LESS = 0.85  # of its cost is aimed at next with the steps of what is good enough
 _CHEAPEST = 4  # of those that nothing beats in both cost and distance, whose steps are taken over in turn
 
 
@@ -52,7 +53,7 @@ def search(
 ) -> Study:
     """Runs a study, or goes on with it.
 
-    Where more is chosen than a schedule, every third trial after the starts takes the steps of the best so far and
+    Where more is chosen than a schedule, every second trial after the starts takes the steps of the best so far and
     chooses the rest anew: steps of a start, which need not lie in the space, get what the space offers besides. Of a
     start's solver that the space does not offer, they keep it.
 
@@ -114,11 +115,16 @@ def another_reports(study: Study, storage: BaseStorage | None, since: datetime) 
 def ranked(study: Study) -> list[FrozenTrial]:
     """Whole trials within all limits, each config once, the best first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    within = sorted((t for t in complete if max(t.constraints.values(), default=0) <= 0), key=lambda t: t.values)
+    within = sorted(filter(_within, complete), key=lambda t: t.values)
     best: dict[str, FrozenTrial] = {}
     for trial in within:
         best.setdefault(trial.user_attrs["key"], trial)
     return list(best.values())
+
+
+def _within(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all limits."""
+    return max(trial.constraints.values(), default=0.0) <= 0
 
 
 def _open(
@@ -164,8 +170,16 @@ def _reuse_steps(study: Study, objective: Objective) -> None:
         trial = good[begun // _REUSE % len(good)]
         origin = trial.user_attrs.get("steps_of") or trial.user_attrs.get("start") or str(trial.number)
         sampling = sampling_of(trial)
-        nearest = objective.space.steps.encode(sampling, objective.base)
+        nearest = objective.space.steps.encode(sampling, objective.base) | _aim(trial, objective)
         study.enqueue_trial(nearest, {"like": sampling.dump(), "steps_of": origin})
+
+
+def _aim(trial: FrozenTrial, objective: Objective) -> dict[str, float]:
+    """What is to cost less next, where that is what is looked for: a trial that is good enough."""
+    if objective.worse is None:
+        return {}
+    share = _LESS if _within(trial) else 1.0
+    return {"aim": objective.aim_at(share * trial.user_attrs["cost"])}
 
 
 def _promising(study: Study, objective: Objective) -> list[FrozenTrial]:

@@ -16,6 +16,7 @@ from disa_framework import SamplingConfig, generate
 from disa_framework.cli.predict import predict
 from disa_framework.hub import load_model, push_to_hub, repository, save_pretrained
 from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR
+from disa_framework.resuming import digest_of
 from disa_framework.schedules import Constant, Linear
 from disa_framework.solvers import DPMSolverPP, Euler, RectifiedFlow
 from disa_framework.toy.mixture import MixtureAR
@@ -61,6 +62,13 @@ def test_what_is_read_draws_what_was_written(kind: type[ARDiffusionModel], tmp_p
 def test_a_copy_knows_what_it_was_made_with() -> None:
     model = tiny_mar()
     assert copy.deepcopy(model).made_with == model.made_with and model.made_with["num_classes"] == model.num_classes
+
+
+def test_what_a_model_was_made_with_is_no_part_of_a_runs_identity() -> None:
+    model = tiny_mar()
+    before = digest_of(model)
+    model.made_with["label_dropout"] = 0.5
+    assert digest_of(model) == before
 
 
 def test_the_card_says_how_to_draw(tmp_path: Path) -> None:
