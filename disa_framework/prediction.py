@@ -5,10 +5,12 @@ Both are Lightning's predict loop, on as many devices as its trainer is told to 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning import Trainer
 from torch import Tensor
 
 from disa_framework import values
@@ -79,7 +81,7 @@ def draw(
     if runner.is_global_zero:
         how = {"precision": str(runner.precision), "writer": values.dump(folder.writer)}
         folder.claim(module.identity(condition, batch_size, **how))
-    runner.predict(module, datamodule=data, return_predictions=False)
+    _predict(runner, module, data)
     runner.strategy.barrier("all samples are written")
     seconds = timer.seconds_per_image
     return _finish(module, folder, data, form, facts or {}, seconds) if runner.is_global_zero else None
@@ -111,7 +113,7 @@ def measure(
     features = FeatureSet(extractor, data.count, comparison.precision_recall)
     runner = predictor(trainer or {}, timer, Evaluation(features))
     made = module.identity(condition, batch_size, precision=str(runner.precision))
-    runner.predict(module, datamodule=data, return_predictions=False)
+    _predict(runner, module, data)
     found = collect(features)
     if not runner.is_global_zero:
         return None
@@ -125,6 +127,14 @@ def measure(
         "pixels": "rounded to bytes",
         "identity": made,
     }
+
+
+def _predict(runner: Trainer, module: ARDiffusionModule, data: RequestData) -> None:
+    """Lightning's predict loop, without what it says about loaders: these only count."""
+    with warnings.catch_warnings():
+        for message in ("Couldn't infer the batch indices", ".*does not have many workers"):
+            warnings.filterwarnings("ignore", message)
+        runner.predict(module, datamodule=data, return_predictions=False)
 
 
 def _requests(

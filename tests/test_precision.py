@@ -97,6 +97,19 @@ def test_precision_is_the_trainers_and_what_a_device_lacks_is_told(asked: int | 
         assert _parsed("--precision", str(asked)) == ("32-true" if lack else f"{asked}-true")
 
 
+@pytest.mark.parametrize(
+    ("units", "chosen"),
+    [({"avx512_bf16": True, "amx_bf16": True}, "bf16"), ({"avx512_bf16": True, "amx_bf16": False}, "32"), ({}, "32")],
+    ids=["AMX", "AVX512", "neither"],
+)
+def test_auto_is_bf16_where_that_is_much_faster_and_says_so(
+    units: dict[str, bool], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: units, raising=False)
+    with pytest.warns(UserWarning, match=f"drawing in precision {chosen}, as this"):
+        assert _parsed("--precision", "auto", "--trainer.accelerator", "cpu") == f"{chosen}-true"
+
+
 def test_precision_is_told_once() -> None:
     assert _parsed() is None
     with pytest.raises(ValueError, match=r"give either --precision bf16 or --trainer\.precision 16-true"):
