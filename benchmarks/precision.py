@@ -36,9 +36,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=250, help="images drawn together")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    print(
-        "| model | float32: distance | bfloat16: distance | float32: ms | bfloat16: ms | ratio |\n" + "|---" * 6 + "|"
-    )
+    print("| model | distance in float32 | in bfloat16 | ms in float32 | in bfloat16 | ratio |")
+    print("|---|---|---|---|---|---|")
     for name in options.models:
         print(row(name, options), flush=True)
 

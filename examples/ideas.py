@@ -59,7 +59,7 @@ def plot_filling(path: Path) -> Path:
     images, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
     for row, axes_of_row in enumerate(images.subplots(len(LABELS), len(SHOWN))):
         for stage, axes in zip(SHOWN, axes_of_row, strict=True):
-            axes.imshow(filling.images[stage][row, 0], cmap="gray", vmin=-1, vmax=1)
+            axes.imshow(filling.images[stage][row, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
             axes.set(xticks=[], yticks=[], title=f"after stage {stage}" if row == 0 else None)
     axes = below.subplots()
     colours = ["tab:blue" if stage in SHOWN else "lightgray" for stage in range(sampling.stages)]

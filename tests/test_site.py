@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from examples import ideas
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,3 +22,10 @@ def test_the_site_is_made_without_a_warning(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert "num_stages" in (tmp_path / "api/disa_framework/index.html").read_text()  # the reference, too
     assert "filling.png" in (tmp_path / "ideas/index.html").read_text()
+
+
+def test_its_pictures_are_made_again_by_their_script(tmp_path: Path) -> None:
+    ideas.main(["--output", str(tmp_path)])
+    for name in ("filling.png", "grids.png"):
+        with Image.open(tmp_path / name) as made, Image.open(ROOT / "docs" / name) as shown:
+            assert made.size == shown.size
