@@ -19,7 +19,7 @@ from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, TokenO
 from disa_framework.sampling.stage_sizes import ExponentialSizes, LinearSizes, StageSizes
 from disa_framework.schedules import PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.schedules.base import step_count
-from disa_framework.solvers import DPMSolverPP, LogSNR, Solver
+from disa_framework.solvers import DPMSolverPP, LogSNR, PowerTime, RectifiedFlow, Solver
 
 _MOST = 1000  # counts that a schedule is made of
 
@@ -283,7 +283,8 @@ class Space:
             cached: whether caching and reuse may be chosen, which save time, not evaluations.
         """
         K, masked = base.stages, model.layout is not None
-        solvers = (DPMSolverPP(grid=LogSNR()), DPMSolverPP(grid=LogSNR(), eta=0.5))
+        grids = (LogSNR(), PowerTime()) if isinstance(model.process, RectifiedFlow) else (LogSNR(),)
+        solvers = (*(DPMSolverPP(grid=grid) for grid in grids), DPMSolverPP(grid=LogSNR(), eta=0.5))
         return cls(
             num_stages=tuple(
                 count for count in (K, 3 * K // 4, K // 2) if model.min_stages <= count <= model.max_stages
