@@ -37,7 +37,7 @@ def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
     parser.add_subclass_arguments(ConditionReader, "condition", required=False, help=what, default=None)
     precision = (
         "Of weights and drawing, 32 by default; latents in bf16 are about 1% off those in 32. auto is bf16 where the "
-        "device multiplies it much faster (GPUs, CPUs with AMX), and else 32."
+        "device computes in it, and else 32."
     )
     add("--precision", type=Literal[32, "bf16", 16, "auto"] | None, help=precision)
     parser.add_class_arguments(ARDiffusionModule, skip={"sampling", "optimization"}, sub_configs=True)

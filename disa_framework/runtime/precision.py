@@ -8,8 +8,6 @@ add noise, took another way altogether.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -18,7 +16,7 @@ def settled_precision(asked: int | str, trainer: object, accelerator: object) ->
     """What Lightning's trainer is told: the precision asked for, or 32 and a warning why, where the device lacks it.
 
     Args:
-        asked: 32, 16, "bf16", or "auto": bf16 where the device multiplies it much faster, else 32.
+        asked: 32, 16, "bf16", or "auto": bf16 where the device computes in it, else 32.
         trainer: precision that the trainer has been told already, if any.
         accelerator: the trainer's.
 
@@ -29,7 +27,8 @@ def settled_precision(asked: int | str, trainer: object, accelerator: object) ->
         raise ValueError(f"give either --precision {asked} or --trainer.precision {trainer}")
     device = _device(accelerator)
     if asked == "auto":
-        asked, why = _fastest(device)
+        lack = lacking("bf16", device)
+        asked, why = (32, lack) if lack else ("bf16", f"this {device} multiplies it faster")
         warnings.warn(f"drawing in precision {asked}, as {why}", stacklevel=2)
     if lack := lacking(asked, device):
         warnings.warn(f"drawing in precision 32, as {lack}", stacklevel=2)
@@ -47,15 +46,6 @@ def lacking(precision: int | str, device: str) -> str | None:
     return None
 
 
-def _fastest(device: str) -> tuple[int | str, str]:
-    """The precision that `auto` stands for, and why."""
-    if lack := lacking("bf16", device):
-        return 32, lack
-    if device == "cpu" and not _cpu_units().get("amx_bf16", False):
-        return 32, "this CPU multiplies bf16 hardly faster without AMX"
-    return "bf16", "this device multiplies bf16 much faster"
-
-
 def _device(accelerator: object) -> str:
     """Kind of the device that the trainer will use."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -63,9 +53,6 @@ def _device(accelerator: object) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    return any(there and name.endswith("bf16") for name, there in _cpu_units().items())
-
-
-def _cpu_units() -> Mapping[str, Any]:
-    """What a CPU has, as far as PyTorch tells, which before 2.9 it does not."""
-    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    """As far as PyTorch tells, which before 2.9 it does not."""
+    units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(there and name.endswith("bf16") for name, there in units.items())
