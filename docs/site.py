@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
-    **{f"configs/fashion/{model}.md": f"models/{model}.md" for model in ("mar", "flowar", "xar")},
+    **{f"configs/fashion/{model}.md": f"models/{model}.md" for model in ("mar", "flowar", "xar", "causal")},
 }
 """Where pages of the project are on the site."""
 API = (

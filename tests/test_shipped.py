@@ -14,18 +14,19 @@ from disa_framework.cli.predict import predict
 from disa_framework.cli.search import search
 from disa_framework.files import RECIPES
 from disa_framework.hub import load_model
-from disa_framework.models import MAR, XAR, ARDiffusionModel, FlowAR
+from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR
 from disa_framework.toy.classifier import FashionFeatures
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 
 NAMES = ("best", "balanced", "fast")
 FOLDERS = sorted({str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")})
-SHIPPED = {"fashion/mar": MAR, "fashion/flowar": FlowAR, "fashion/xar": XAR}
+SHIPPED = {"fashion/mar": MAR, "fashion/flowar": FlowAR, "fashion/xar": XAR, "fashion/causal": CausalAR}
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "fashion/mar": lambda: load_model("fashion/mar"),
     "fashion/flowar": lambda: load_model("fashion/flowar"),
     "fashion/xar": lambda: load_model("fashion/xar"),
+    "fashion/causal": lambda: load_model("fashion/causal"),
     "mar": lambda: tiny_mar(latent_size=16),
     "harmon": lambda: tiny_mar(latent_size=16),  # whose stages and head it has
     "flowar": tiny_flowar,
