@@ -65,9 +65,8 @@ class Direct:
             fitting.steps, max(fitting.steps), fitting.reference, fitting.reference_steps, self.calibration.stride
         )
         budget = self._profile(fitted, limit, calibration).schedule(limit, self.costs.model(fitted)).steps
-        process = self.meter.module.model.process
-        rows = (fitted.solver.at(stage).evaluations(process, steps) for stage, steps in enumerate(budget))
-        return replace(fitted, schedule=PerStage(tuple(rows)))  # where a table of so many steps was no better
+        steps = (fitted.solver.at(stage).taken(count) for stage, count in enumerate(budget))
+        return replace(fitted, schedule=PerStage(tuple(steps)))  # where a table of so many steps was no better
 
     def calibrate(self, base: SamplingConfig, limit: float) -> SamplingConfig:
         """The schedule that shifts what is drawn least, by the sizes of each stage's shifts."""

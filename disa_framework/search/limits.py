@@ -126,8 +126,9 @@ def filled(sampling: SamplingConfig, costs: Costs, limit: float, least: int = 1)
     """The config with a multiple of its steps, as many as a limit allows, and in no stage fewer than `least`."""
 
     def scaled(factor: float) -> SamplingConfig:
-        steps = [max(least, math.floor(factor * count)) for count in sampling.budget]
-        return replace(sampling, schedule=PerStage(tuple(steps)))
+        steps = (max(least, math.floor(factor * count)) for count in sampling.budget)
+        taken = (sampling.solver.at(stage).taken(count) for stage, count in enumerate(steps))
+        return replace(sampling, schedule=PerStage(tuple(taken)))
 
     low, high = 0.0, _MOST / max(sampling.budget)
     for _ in range(_HALVINGS):

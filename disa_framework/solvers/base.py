@@ -27,6 +27,10 @@ class Solver(ABC):
         """The solver of an AR stage: this one, unless stages have solvers of their own."""
         return self
 
+    def taken(self, steps: int) -> int:
+        """How many steps are taken where so many are allowed: all, unless it has been made for a few numbers alone."""
+        return steps
+
     @property
     def num_stages(self) -> int | None:
         """The number of AR stages that it is for; any number where it is None."""

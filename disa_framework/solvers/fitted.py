@@ -40,14 +40,22 @@ class Fitted(Solver):
             raise ValueError("rows of a fitted solver are a time above 0 and up to 1, and four coefficients")
         check_numbers(Fitted.__init__, vars(self))
 
+    def taken(self, steps: int) -> int:
+        return len(self._largest(steps))
+
     def build(self, process: Process, steps: int) -> Table:
+        largest = self._largest(steps)
+        nodes = process.nodes([process.at_unit_time(row[0]) for row in largest])
+        coefficients = zip(nodes.alphas, nodes.sigmas, largest, strict=True)
+        rows = tuple(Row(*process.to_clean(alpha, sigma), *row[1:]) for alpha, sigma, row in coefficients)
+        return Table(nodes, rows, process.learns_variance, self.temperature)
+
+    def _largest(self, steps: int) -> tuple[FittedRow, ...]:
+        """The rows for at most so many steps."""
         fitting = [rows for rows in self.tables if len(rows) <= steps]
         if not fitting:
             raise ValueError(f"this solver was fitted for {len(self.tables[0])} steps and more, got {steps}")
-        nodes = process.nodes([process.at_unit_time(row[0]) for row in fitting[-1]])
-        coefficients = zip(nodes.alphas, nodes.sigmas, fitting[-1], strict=True)
-        rows = tuple(Row(*process.to_clean(alpha, sigma), *row[1:]) for alpha, sigma, row in coefficients)
-        return Table(nodes, rows, process.learns_variance, self.temperature)
+        return fitting[-1]
 
 
 @dataclass(frozen=True)

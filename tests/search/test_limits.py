@@ -23,7 +23,7 @@ from disa_framework.search.limits import (
     meeting_the_limit,
     shortened,
 )
-from disa_framework.solvers import DDIM, DDPM
+from disa_framework.solvers import DDIM, DDPM, Fitted
 from tests.models.tiny import tiny_mar
 from tests.search.small import STAGES, mixture_module, per_stage
 
@@ -112,6 +112,14 @@ def test_ramps_are_fitted_to_the_limit() -> None:
     }  # fmt: skip
     solvers = fitted_ramps(costs, 24, (), solvers=[costs.base.solver, DDIM()])
     assert [start.solver for start in solvers.values()] == [costs.base.solver, DDIM()]
+
+
+def test_no_more_steps_are_filled_in_than_a_fitted_solver_has_tables_for() -> None:
+    row = (0.9, 0.1, 0.8, 0.0, 0.0)
+    solver = Fitted(((row,), (row, row, row)))
+    base = replace(mixture_module().sampling, solver=solver)
+    for limit, budget in ((400, (3, 3, 3, 3)), (9, (3, 3, 1, 1)), (4, (1, 1, 1, 1))):
+        assert filled(per_stage(base, 8, 8, 2, 2), analytic(), limit).budget == budget
 
 
 class Machine:
