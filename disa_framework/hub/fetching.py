@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from disa_framework.hub.reading import instead
+from disa_framework.hub.repository import library, reason
 from disa_framework.progress import Progress, silent
 
 _MIB = 2**20
@@ -71,17 +72,14 @@ def fetch_from_hub(repo: str, file: str, path: Path, progress: Progress = silent
         OSError: it cannot be fetched.
         ValueError: `huggingface_hub` is not installed.
     """
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ValueError("what lies on Hugging Face needs its library: pip install 'disa-framework[all]'") from error
+    hf_hub_download = library().hf_hub_download
     takes_bars = "tqdm_class" in signature(hf_hub_download).parameters  # older ones show their own alone
     bars = {"tqdm_class": _bar(progress)} if takes_bars else {}
     part = path.with_name(f"{path.name}.part")
     try:
         os.replace(hf_hub_download(repo, file, local_dir=part, **bars), path)
     except Exception as error:  # of several libraries
-        raise OSError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+        raise OSError(reason(error)) from error
     shutil.rmtree(part)
 
 

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 HUB = "hf:"
 _WANTED = ["*.safetensors", "*.json", "*.yaml"]
+
+
+def library() -> ModuleType:
+    """`huggingface_hub`; a ValueError where it is not installed."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError("what lies on Hugging Face needs its library: pip install 'disa-framework[all]'") from error
+    return huggingface_hub
+
+
+def reason(error: Exception) -> str:
+    """Why the library, or one below it, did not do what was asked, in a line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def repository(name: str | Path) -> Path:
@@ -20,12 +35,8 @@ def repository(name: str | Path) -> Path:
     repo, _, revision = str(name).removeprefix(HUB).partition("@")
     if repo.count("/") != 1:
         raise ValueError(f"a repository is named {HUB}user/name or {HUB}user/name@revision, got {name}")
+    fetched = library().snapshot_download
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError("what lies on Hugging Face needs its library: pip install 'disa-framework[all]'") from error
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+        return Path(fetched(repo, revision=revision or None, allow_patterns=_WANTED))
     except Exception as error:  # of several libraries
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise OSError(f"{name} cannot be fetched: {reason}") from error
+        raise OSError(f"{name} cannot be fetched: {reason(error)}") from error

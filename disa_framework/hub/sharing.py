@@ -10,6 +10,7 @@ from typing import Any
 from disa_framework import values
 from disa_framework.files import write_atomically
 from disa_framework.hub.checkpoint import write_checkpoint
+from disa_framework.hub.repository import library
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.sampling.config import SamplingConfig
 
@@ -23,7 +24,7 @@ tags: [autoregressive, diffusion, image-generation]
 
 # {name}
 
-A {kind} with {millions:.1f} million parameters, for [disa_framework](https://pypi.org/project/disa-framework/).
+A {kind} with {millions:.1f} million parameters, for the Python package `disa-framework`.
 {about}
 ## Drawing
 
@@ -104,11 +105,7 @@ def push_to_hub(
         ValueError: as of `save_pretrained`, or `huggingface_hub` is not installed.
         Exception: of `huggingface_hub`, if it cannot be written.
     """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise ValueError("sharing needs huggingface_hub: pip install 'disa-framework[all]'") from error
-    api = HfApi(library_name="disa_framework")
+    api = library().HfApi(library_name="disa_framework")
     with TemporaryDirectory() as folder:
         save_pretrained(model, folder, sampling, name=name, about=about)
         api.create_repo(name, private=private, exist_ok=True)
