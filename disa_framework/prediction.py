@@ -5,12 +5,10 @@ Both are Lightning's predict loop, on as many devices as its trainer is told to 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning import Trainer
 from torch import Tensor
 
 from disa_framework import values
@@ -18,7 +16,7 @@ from disa_framework.callbacks.folder_writer import FolderWriter
 from disa_framework.callbacks.sample_folder import Format, SampleFolder
 from disa_framework.callbacks.sample_writers import Images
 from disa_framework.data.reading import Reading
-from disa_framework.data.requests import RequestData, predictor
+from disa_framework.data.requests import RequestData, predict, predictor
 from disa_framework.measure.throughput import Throughput
 from disa_framework.metrics.collecting import Evaluation, collect
 from disa_framework.metrics.evaluation import Comparison, describe, figures
@@ -81,7 +79,7 @@ def draw(
     if runner.is_global_zero:
         how = {"precision": str(runner.precision), "writer": values.dump(folder.writer)}
         folder.claim(module.identity(condition, batch_size, **how))
-    _predict(runner, module, data)
+    predict(runner, module, data)
     runner.strategy.barrier("all samples are written")
     seconds = timer.seconds_per_image
     return _finish(module, folder, data, form, facts or {}, seconds) if runner.is_global_zero else None
@@ -113,7 +111,7 @@ def measure(
     features = FeatureSet(extractor, data.count, comparison.precision_recall)
     runner = predictor(trainer or {}, timer, Evaluation(features))
     made = module.identity(condition, batch_size, precision=str(runner.precision))
-    _predict(runner, module, data)
+    predict(runner, module, data)
     found = collect(features)
     if not runner.is_global_zero:
         return None
@@ -127,14 +125,6 @@ def measure(
         "pixels": "rounded to bytes",
         "identity": made,
     }
-
-
-def _predict(runner: Trainer, module: ARDiffusionModule, data: RequestData) -> None:
-    """Lightning's predict loop, without what it says about loaders: these only count."""
-    with warnings.catch_warnings():
-        for message in ("Couldn't infer the batch indices", ".*does not have many workers"):
-            warnings.filterwarnings("ignore", message)
-        runner.predict(module, datamodule=data, return_predictions=False)
 
 
 def _requests(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +34,14 @@ def predictor(options: Mapping[str, Any], *callbacks: Callback) -> Trainer:
         )
     quiet = {"logger": False, "enable_checkpointing": False, "inference_mode": True}
     return Trainer(**{**options, **quiet, "callbacks": [*callbacks]})
+
+
+def predict(trainer: Trainer, module: LightningModule, data: RequestData) -> None:
+    """Runs the predict loop, without what Lightning says about loaders: these only count."""
+    with warnings.catch_warnings():
+        for message in ("Couldn't infer the batch indices", ".*does not have many workers"):
+            warnings.filterwarnings("ignore", message)
+        trainer.predict(module, datamodule=data, return_predictions=False)
 
 
 class Request(NamedTuple):

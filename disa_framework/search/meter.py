@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from disa_framework.data.requests import Request, RequestData, predictor
+from disa_framework.data.requests import Request, RequestData, predict, predictor
 from disa_framework.measure.cases import placed
 from disa_framework.measure.latency import measure_latency
 from disa_framework.metrics.quality import Quality
@@ -185,7 +185,7 @@ class Meter(Callback):
         data = RequestData(count, asked, self.batch_size, lambda: range(drawn))
         trainer = self._trainer()
         with _quiet():
-            trainer.predict(module, datamodule=data, return_predictions=False)
+            predict(trainer, module, data)
         return trainer
 
     def _trainer(self) -> Trainer:
