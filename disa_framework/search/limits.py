@@ -123,7 +123,11 @@ def sharing_costs(sampling: SamplingConfig) -> SamplingConfig:
 
 
 def filled(sampling: SamplingConfig, costs: Costs, limit: float, least: int = 1) -> SamplingConfig:
-    """The config with a multiple of its steps, as many as a limit allows, and in no stage fewer than `least`."""
+    """The config with a multiple of its steps, as many as a limit allows, and in no stage fewer than `least`.
+
+    Stages of equal steps would grow together. So the last step is given to one after the other, early stages first,
+    while the limit allows.
+    """
 
     def scaled(factor: float) -> SamplingConfig:
         steps = (max(least, math.floor(factor * count)) for count in sampling.budget)
@@ -134,7 +138,12 @@ def filled(sampling: SamplingConfig, costs: Costs, limit: float, least: int = 1)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if costs(scaled(middle)) <= limit else (low, middle)
-    return scaled(low)
+    found = scaled(low)
+    for stage, steps in enumerate(scaled(high).budget):
+        budget = (*found.budget[:stage], steps, *found.budget[stage + 1 :])
+        longer = replace(found, schedule=PerStage(budget))
+        found = longer if costs(longer) <= limit else found
+    return found
 
 
 def shortened(sampling: SamplingConfig, costs: Costs, limit: float, least: int = 1) -> SamplingConfig:

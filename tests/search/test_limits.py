@@ -60,8 +60,8 @@ def test_steps_are_multiplied_to_make_the_most_of_the_limit() -> None:
     for limit in range(8, 60):
         for budget in ((1, 1, 1, 1), (50, 20, 3, 1), (3, 4, 5, 7), (1, 1, 30, 1)):
             found = filled(per_stage(costs.base, *budget), costs, limit)
-            assert limit - STAGES < costs(found) <= limit
-            order = sorted(range(STAGES), key=lambda k: budget[k])
+            assert costs(found) == limit
+            order = sorted(range(STAGES), key=lambda k: (budget[k], -k))  # of equal stages early ones get more
             assert order == sorted(order, key=lambda k: found.budget[k])
     assert filled(costs.base, costs, 3).budget == (1,) * STAGES
     falling = per_stage(costs.base, 50, 20, 3, 1)
