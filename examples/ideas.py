@@ -14,13 +14,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from disa_framework import Observer, SamplingConfig, StageRecord, generate
+from disa_framework import SamplingConfig, unfolding
 from disa_framework.hub import load_model
-from disa_framework.models import MAR, ARDiffusionModel
-from disa_framework.models.base import Proposal
-from disa_framework.nn.tokens import unpatchify
 from disa_framework.schedules import Linear
 from disa_framework.solvers import DDPM, Grid, Karras, LogSNR, PowerTime, Spaced, VPCosine
 
@@ -31,35 +27,17 @@ GRIDS: dict[str, Grid] = {
 }  # fmt: skip
 
 
-class Filling(Observer):
-    """Keeps what there is of the images after each stage, with nothing where no token is yet."""
-
-    def begin(self, model: ARDiffusionModel, num_stages: int, batch_size: int) -> None:
-        assert isinstance(model, MAR)
-        channels, *self.size = model.latent_shape
-        self.patch = model.patch_size
-        count = math.prod(self.size) // self.patch**2
-        self.tokens = torch.full((batch_size, count, channels * self.patch**2), BLANK)
-        self.images: list[Tensor] = []
-
-    def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
-        self.places = proposal.places[0]
-
-    def accepted(self, record: StageRecord, tokens: Tensor) -> None:
-        self.tokens = self.tokens.scatter(1, self.places[..., None].expand_as(tokens), tokens)
-        self.images.append(unpatchify(self.tokens, self.patch, *self.size))
-
-
 def plot_filling(path: Path) -> Path:
     """Images after some of the stages, above the steps of each stage."""
-    sampling, filling = SamplingConfig(Linear(25, 5), DDPM(), 16), Filling()
-    generate(load_model("fashion/mar").float(), torch.tensor(LABELS), sampling, seed=3, observers=[filling])
+    sampling, model = SamplingConfig(Linear(25, 5), DDPM(), 16), load_model("fashion/mar").float()
+    filling = list(unfolding(model, torch.tensor(LABELS), sampling, seed=3))
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     places = figure.add_gridspec(2, 1, height_ratios=(len(LABELS), 1.6))
     images, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
     for row, axes_of_row in enumerate(images.subplots(len(LABELS), len(SHOWN))):
         for stage, axes in zip(SHOWN, axes_of_row, strict=True):
-            axes.imshow(filling.images[stage][row, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+            latents = filling[stage][row, 0]
+            axes.imshow(latents.masked_fill(latents == 0, BLANK).numpy(), cmap="gray", vmin=-1, vmax=1)
             axes.set(xticks=[], yticks=[], title=f"after stage {stage}" if row == 0 else None)
     axes = below.subplots()
     colours = ["tab:blue" if stage in SHOWN else "lightgray" for stage in range(sampling.stages)]

@@ -141,7 +141,8 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
 
     @abstractmethod
     def finish(self, state: State) -> Tensor:
-        """The latents `[B, *latent_shape]`; a sample that ended early is padded with zeros."""
+        """The latents `[B, *latent_shape]`, after any stage; zero is where nothing is drawn yet, or behind an early
+        end."""
 
     def loss(self, latents: Tensor, condition: Any, generator: torch.Generator | None = None) -> Tensor:
         """The training loss, a scalar.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Proposal
@@ -149,7 +150,9 @@ class CausalAR(ARDiffusionModel[CausalState]):
         return replace(state, drawn=(*state.drawn, tokens))
 
     def finish(self, state: CausalState) -> Tensor:
-        return unpatchify(torch.cat(state.drawn, dim=1), self.patch_size, *self.latent_shape[1:])
+        tokens = torch.cat(state.drawn, dim=1)
+        tokens = F.pad(tokens, (0, 0, 0, self.max_stages - len(state.drawn)))
+        return unpatchify(tokens, self.patch_size, *self.latent_shape[1:])
 
     # --- training ---------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Letters: `B` batch, `C` latent channels, `s` side of a scale, `n = s s` tokens o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -219,10 +220,12 @@ class FlowAR(ARDiffusionModel[FlowARState]):
     def next_input(self, tokens: Tensor, stage: int) -> Tensor:
         """Tokens `[B, n, C]` of a stage as the next one sees them: enlarged to the full side (bicubic), and averaged
         over areas."""
-        side = self.scales[stage]
-        image = unpatchify(tokens, 1, side, side)
-        image = F.interpolate(image, size=self.latent_shape[1:], mode="bicubic")
+        image = self.enlarged(tokens, self.scales[stage])
         return patchify(F.interpolate(image, size=self.scales[stage + 1], mode="area"), 1)
+
+    def enlarged(self, tokens: Tensor, side: int) -> Tensor:
+        """Latents `[B, C, H, W]` of the tokens of a scale (bicubic)."""
+        return F.interpolate(unpatchify(tokens, 1, side, side), size=self.latent_shape[1:], mode="bicubic")
 
     # --- sampling ---------------------------------------------------------------------------------------
 
@@ -251,8 +254,11 @@ class FlowAR(ARDiffusionModel[FlowARState]):
         return replace(state, tokens=tokens)
 
     def finish(self, state: FlowARState) -> Tensor:
+        """As the contract says; of an earlier scale enlarged."""
         assert state.tokens is not None
-        return unpatchify(state.tokens, 1, *self.latent_shape[1:])
+        side = math.isqrt(state.tokens.shape[1])
+        whole = side == self.scales[-1]
+        return unpatchify(state.tokens, 1, side, side) if whole else self.enlarged(state.tokens, side)
 
     def _denoiser(self, z: Tensor, table: Tensor, scale: float, guidance: Guidance) -> Denoiser:
         """The head for conditioning `z [G B, n, w]`, guided within the interval."""

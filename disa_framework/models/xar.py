@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Proposal
@@ -213,7 +214,8 @@ class XAR(ARDiffusionModel[XARState]):
         return replace(state, cells=(*state.cells, tokens))
 
     def finish(self, state: XARState) -> Tensor:
-        return self.from_cells(torch.cat(state.cells, dim=1))
+        tokens = torch.cat(state.cells, dim=1)
+        return self.from_cells(F.pad(tokens, (0, 0, 0, (self.max_stages - len(state.cells)) * self.cell_tokens)))
 
     def _remember(self, state: XARState, stage: int) -> None:
         """Puts the keys and values of a finished cell, seen at t = 0, into the caches of the branches to come."""

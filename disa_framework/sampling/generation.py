@@ -73,6 +73,49 @@ def generate(
     return run(model, place(condition, model.device), settled, source, observers)
 
 
+@torch.inference_mode()
+def unfolding(
+    model: ARDiffusionModel,
+    condition: Condition | None = None,
+    sampling: SamplingConfig = SamplingConfig(),
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> Iterator[Tensor]:
+    """What there is of the latents `[B, *latent_shape]` after each stage, where `generate` has those of the last alone.
+
+    Args:
+        model, condition, sampling, seed, batch_size, observers: as in `generate`.
+
+    Raises:
+        ValueError: as `generate` does, when the first are asked for.
+    """
+    settled, records = model.settle(sampling), _Records()
+    schedule, budget, watching = settled.schedule, settled.budget, (records, *observers)
+    with begun(model, condition, settled, seed, batch_size) as (state, source):
+        for observer in watching:
+            observer.begin(model, settled.stages, source.batch_size)
+        for stage in range(settled.stages):
+            if model.finished(state).all():
+                break
+            state = advance(
+                model, state, range(stage, stage + 1), lambda stage, _: schedule.at(stage, budget, records.kept),
+                settled.solver, source, watching, schedule.adapts,
+            )  # fmt: skip
+            yield model.finish(state)
+
+
+class _Records(Observer):
+    """Keeps those of all stages."""
+
+    def __init__(self) -> None:
+        self.kept: list[StageRecord] = []
+
+    def accepted(self, record: StageRecord, tokens: Tensor) -> None:
+        self.kept.append(record)
+
+
 def run(
     model: ARDiffusionModel,
     condition: Condition | None,
@@ -149,7 +192,7 @@ def sample_stage(
 
 @contextmanager
 def begun(
-    model: ARDiffusionModel, condition: Condition | None, sampling: SamplingConfig, seed: int, batch_size: int
+    model: ARDiffusionModel, condition: Condition | None, sampling: SamplingConfig, seed: int, batch_size: int | None
 ) -> Iterator[tuple[Any, PhiloxNoise]]:
     """The state before the first stage, and the noise, of samples that somebody else draws stage by stage.
 

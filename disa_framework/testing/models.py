@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from disa_framework.models.base import ARDiffusionModel, Delegating, Proposal
 from disa_framework.sampling.condition import Condition, size, take
 from disa_framework.sampling.config import FIELDS, SamplingConfig
-from disa_framework.sampling.generation import Observer, advance, evaluating, generate, sample_stage
+from disa_framework.sampling.generation import Observer, advance, evaluating, generate, sample_stage, unfolding
 from disa_framework.sampling.guidance import Guidance
 from disa_framework.sampling.history import StageRecord
 from disa_framework.sampling.noise import PhiloxNoise
@@ -329,6 +329,17 @@ class ModelContract:
         assert torch.equal(latents, self.draw(model, guidance=Guidance(2.0)))
         assert torch.equal(latents, self.draw(Twice(model), guidance=Guidance(2.0)))
         assert not torch.equal(latents, elsewhere)
+
+    def test_what_there_is_can_be_looked_at_after_every_stage(self, model: ARDiffusionModel) -> None:
+        for num_stages in self.stages(model):
+            sampling = self.sampling(model, num_stages=num_stages)
+            asked = self.asked(model, torch.arange(3))
+            *partial, whole = unfolding(model, asked, sampling, seed=SEED, batch_size=3)
+            assert len(partial) < num_stages
+            assert all(latents.shape == whole.shape and latents.isfinite().all() for latents in partial)
+            assert torch.equal(whole, self.draw(model, num_stages=num_stages))
+            if self.keeps_tokens:  # in their places
+                assert all(torch.equal(latents[latents != 0], whole[latents != 0]) for latents in partial)
 
     @torch.inference_mode()
     def test_a_sample_that_has_ended_stays_as_it_is(self, model: ARDiffusionModel) -> None:
