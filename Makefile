@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit docs demo demo-train table mixture gpu gpu-dry lowest check-inception postgres clean
+.PHONY: setup test lint unit docs demo demo-train table mixture gpu gpu-dry lowest check-inception check-app postgres clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,11 @@ check-inception:
 	$(PYTHON) -m venv $(VENV)/inception
 	$(VENV)/inception/bin/python -m pip install --disable-pip-version-check -e '.[inception]' pytest
 	$(VENV)/inception/bin/python -m pytest tests/inception
+
+# The page in a browser: with Playwright, and Debian's package chromium or another one (make check-app CHROMIUM=/path).
+check-app: setup
+	$(BIN)/python -m pip install --disable-pip-version-check playwright
+	$(BIN)/python -m pytest -rs tests/app
 
 # Workers that share a study on PostgreSQL, whose server is begun in a temporary folder: a minute. Installs nothing.
 postgres: setup

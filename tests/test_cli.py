@@ -27,6 +27,7 @@ from PIL import Image
 
 from disa_framework import Guidance, SamplingConfig, generate
 from disa_framework.cli import start
+from disa_framework.cli.app import app
 from disa_framework.cli.bench import bench
 from disa_framework.cli.common import find_config
 from disa_framework.cli.diagnose import diagnose
@@ -136,7 +137,7 @@ def test_every_configuration_with_data_is_read_for_training(name: str, capsys: p
     assert "decay:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [bench, diagnose, fit, predict])
+@pytest.mark.parametrize("command", [app, bench, diagnose, fit, predict])
 def test_help_explains_every_option(command: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         command(["--help"])

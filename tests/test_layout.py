@@ -41,7 +41,7 @@ FLOORS = (
     ("toy",),
     ("callbacks", "measure"),
     ("prediction", "search"),
-    ("diagnostics",),
+    ("diagnostics", "app"),
     ("cli",),
 )
 PLAIN = FLOORS[: FLOORS.index(("toy.mixture",)) + 1]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from disa_framework import SamplingConfig
+from disa_framework.cli.app import app
 from disa_framework.cli.bench import bench
 from disa_framework.cli.diagnose import diagnose
 from disa_framework.cli.evaluate import evaluate
@@ -22,10 +23,10 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 PROGRAMS = {
-    "disa-bench": bench, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
+    "disa-app": app, "disa-bench": bench, "disa-diagnose": diagnose, "disa-evaluate": evaluate, "disa-fit": fit,
     "disa-predict": predict, "disa-search": search,
 }  # fmt: skip
-PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("getting-started", "ideas", "searching")}
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("getting-started", "app", "ideas", "searching")}
 SHOWN = "".join([TEXT, *PAGES.values()])
 COMMANDS = dict.fromkeys(re.findall(r"^    (disa-\w+ .*)$", SHOWN.replace("\\\n", ""), re.MULTILINE))
 

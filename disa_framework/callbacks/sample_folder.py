@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from disa_framework.callbacks.sample_writers import Images, SampleWriter, png
+from disa_framework.callbacks.sample_writers import Images, SampleWriter, png, tiled
 from disa_framework.data.archive import Pixels, read_array, write_archive
 from disa_framework.files import remove_leftovers, write_atomically, write_json
 from disa_framework.resuming import RunIdentity, claim
@@ -121,18 +121,9 @@ class SampleFolder:
                 self.file(index).unlink(missing_ok=True)
 
     def write_grid(self, indices: Sequence[int], columns: int = 10) -> Path:
-        """`grid.png`, the images in rows of `columns` with a border; small ones are enlarged."""
-        images = self.read(indices)
-        zoom = max(1, 48 // max(images.shape[2:]))
-        images = images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
-        B, c, h, w = images.shape
-        rows, border = -(-B // columns), max(2, zoom // 2)
-        grid = torch.full((c, rows * (h + border) + border, columns * (w + border) + border), 128).byte()
-        for place, image in enumerate(images):
-            top, left = (border + n * (side + border) for n, side in zip(divmod(place, columns), (h, w), strict=True))
-            grid[:, top : top + h, left : left + w] = image
+        """`grid.png`, see `tiled`."""
         path = self.path / "grid.png"
-        write_atomically(path, png(grid.permute(1, 2, 0).numpy()))
+        write_atomically(path, png(tiled(self.read(indices), columns)))
         return path
 
     def _unpack(self) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -109,3 +110,16 @@ def png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "png")
     return buffer.getvalue()
+
+
+def tiled(images: Tensor, columns: int = 10) -> Pixels:
+    """Images, uint8 `[B, c, h, w]`, in rows of `columns` with a border, as one `[h, w, c]`; small ones are enlarged."""
+    zoom = max(1, 48 // max(images.shape[2:]))
+    images = images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    B, c, h, w = images.shape
+    rows, border = -(-B // columns), max(2, zoom // 2)
+    grid = torch.full((c, rows * (h + border) + border, columns * (w + border) + border), 128).byte()
+    for place, image in enumerate(images):
+        top, left = (border + n * (side + border) for n, side in zip(divmod(place, columns), (h, w), strict=True))
+        grid[:, top : top + h, left : left + w] = image
+    return grid.permute(1, 2, 0).numpy()

@@ -156,13 +156,20 @@ def _find_recipe(name: str, configs: Sequence[str]) -> str:
         return str(repository(name) / SAMPLING)
     if Path(name).suffix or Path(name).is_file():
         return name
-    own = [RECIPES / config for config in configs if not Path(config).is_absolute()]
-    for folder in filter(Path.is_dir, (*own, *(path.parent for path in own))):
-        if known := {path.stem: str(path) for path in sorted(folder.glob("*.yaml"))}:
-            if name in known:
-                return known[name]
-            raise ValueError(f"no recipe {name!r}: give the path of a sampling config, or one of {', '.join(known)}")
+    known = recipes(configs)
+    if name in known:
+        return known[name]
+    if known:
+        raise ValueError(f"no recipe {name!r}: give the path of a sampling config, or one of {', '.join(known)}")
     raise ValueError(f"no sampling config at {name}, and no recipes come with this configuration")
+
+
+def recipes(configs: Sequence[str]) -> dict[str, str]:
+    """Paths of the recipes that come with configurations, by name: those of the first that has any."""
+    own = [RECIPES / config for config in configs if not Path(config).is_absolute()]
+    folders = filter(Path.is_dir, (*own, *(path.parent for path in own)))
+    found = ({path.stem: str(path) for path in sorted(folder.glob("*.yaml"))} for folder in folders)
+    return next(filter(None, found), {})
 
 
 def _import_named(args: Sequence[str]) -> None:

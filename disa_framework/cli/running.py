@@ -20,7 +20,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 DEBUG = "--debug"
-_EXTRA = "pip install 'disa-framework[all]'"
+_EXTRAS = {"gradio": "app"}
+"""Of packages that are not in the extra `all`."""
 _FIRST = "DISA_FIRST_PROCESS"
 _PATIENCE = 10.0  # seconds for a process to end by itself when the first one has gone
 _CLOSED_PIPE = 141  # 128 and the number of SIGPIPE
@@ -155,7 +156,8 @@ def _ending(error: BaseException, signals: list[int]) -> tuple[int, str | None]:
         asked = f" for {size[1]}" if size else ""
         return 1, f"error: not enough memory{asked}: give a smaller --batch_size, or --precision bf16"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("disa_framework"):
-        return 1, f"error: the package {error.name} is missing: {_EXTRA}"
+        extra = _EXTRAS.get(error.name, "all")
+        return 1, f"error: the package {error.name} is missing: pip install 'disa-framework[{extra}]'"
     if any(module.startswith(_READS_ENVIRONMENT) for module, _ in calls):
         return 1, f"error: {_environment(text)}"
     return 1, f"error: {text}" if _is_refusal(error, calls) else None

@@ -37,7 +37,7 @@ class SinglestepDPMSolverPP(Solver):
         orders = update_orders(steps, self.order)
         outer = self.grid.nodes(process, len(orders))
         nodes, rows = [], list[Row]()
-        for i, order in enumerate(orders):
+        for i, order in zip(range(len(outer) - 1), orders, strict=False):  # some grids have less steps than asked for
             places = _update_nodes(process, outer.take((i, i + 1)), order)
             rows += _rows(process, places)
             nodes.append(places.take(range(len(places) - 1)))

@@ -127,6 +127,8 @@ class FashionData(IndexedData):
         ValueError: a value out of its range, or a damaged file.
     """
 
+    classes = CLASSES
+
     def __init__(
         self,
         folder: str | None = None,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from disa_framework.solvers import Grid, Nodes, Process, SinglestepDPMSolverPP, VPCosine
+from disa_framework.solvers import Grid, Halves, Nodes, Process, RectifiedFlow, SinglestepDPMSolverPP, VPCosine
 from disa_framework.solvers.singlestep import update_orders
-from disa_framework.solvers.table import Row
+from disa_framework.solvers.table import Row, Step
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("emigm_solver.json").read_text())
 
@@ -58,3 +59,18 @@ def from_start(rows: list[Row]) -> list[list[float]]:
 def test_less_than_one_step_is_refused(steps: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         update_orders(steps, 3)
+
+
+def test_a_grid_may_have_less_steps_than_asked_for() -> None:
+    solver, flow, clean = SinglestepDPMSolverPP(grid=Halves()), RectifiedFlow(), torch.tensor([[[0.3, -2.0]]])
+
+    def denoise(nodes: Nodes) -> Step:
+        return lambda x, i: (x - clean) / nodes.times[i]  # the velocity of a known token
+
+    def normal(draws: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.ones(draws, 1, 1, 2, dtype=dtype)
+
+    for steps in range(1, 12):
+        assert 1 <= solver.evaluations(flow, steps) <= steps
+        drawn = solver.sample(denoise, flow, steps, normal, torch.float32)
+        torch.testing.assert_close(drawn, clean)
