@@ -215,7 +215,7 @@ def main(args: Sequence[str] | None = None) -> None:
     base = SamplingConfig(Constant(50), family.solver, family.stages)
     runs = {}
     for weights in options.ckpt_path or [name]:
-        module = ARDiffusionModule(load_model(weights).float(), base, family.tokenizer)
+        module = ARDiffusionModule(load_model(weights, load_model(name).float()), base, family.tokenizer)
         runs[weights] = Meter(module, quality, condition, 250, CPU)
     series = rows(family)
     if options.model == "mar":

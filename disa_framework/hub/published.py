@@ -72,6 +72,16 @@ def _ren(family: str, size: str, letter: str, millions: float, sign: str) -> Pub
     )  # fmt: skip
 
 
+def _emigm(size: str, letter: str, millions: float, side: int) -> Published:
+    """Of images with so many pixels a side."""
+    name = size if side == 256 else f"{size}_{side}"
+    return Published(
+        f"eMIGM-{letter}, {millions} million parameters, ImageNet {side}x{side}, MIT licence",
+        repo="GSAI-ML/eMIGM", files=(f"eMIGM_{size}_{side}_checkpoint.pth",), constructor=f"models.emigm_{name}",
+        sign="diffloss.net.input_proj.weight", config=f"emigm/{name.replace('_', '-')}",
+    )  # fmt: skip
+
+
 def _harmon(size: str, mar: str, millions: float) -> Published:
     name = size.replace(".", "_")
     return Published(
@@ -100,8 +110,17 @@ PUBLISHED = {
     "xar-huge": _ren("xAR", "huge", "H", 1186.0, "pred.weight"),
     "harmon-0.5b": _harmon("0.5b", "mar_base", 210.9),
     "harmon-1.5b": _harmon("1.5b", "mar_huge", 951.1),
+    "emigm-xsmall": _emigm("xsmall", "XS", 69.0, 256),
+    "emigm-small": _emigm("small", "S", 96.6, 256),
+    "emigm-base": _emigm("base", "B", 207.9, 256),
+    "emigm-large": _emigm("large", "L", 478.3, 256),
+    "emigm-huge": _emigm("huge", "H", 942.4, 256),
+    "emigm-xsmall-512": _emigm("xsmall", "XS", 104.5, 512),
+    "emigm-small-512": _emigm("small", "S", 132.1, 512),
+    "emigm-base-512": _emigm("base", "B", 244.2, 512),
+    "emigm-large-512": _emigm("large", "L", 478.4, 512),
     "kl16": Published(
-        "KL-16, the autoencoder of all of them, 66.5 million parameters",
+        "KL-16, the autoencoder of all of them at 256x256, 66.5 million parameters",
         url=_DROPBOX.format("hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh"), mib=254,
         constructor="tokenizers.Autoencoder", sign="quant_conv.weight",
     ),

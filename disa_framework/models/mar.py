@@ -353,11 +353,15 @@ class MAR(ARDiffusionModel[MARState]):
         """
         B, N, R = batch_size, num_tokens or self.num_tokens, self.diffusion_batch_mul
         order = torch.rand(B, N, generator=generator).argsort(dim=1)
-        m = math.ceil(N * truncated_normal(*self.mask_ratio, generator))
+        m = self.count_masked(N, generator)
         dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
         timesteps = torch.randint(len(self.diffloss.tables), (R, B, m), generator=generator)
         noise = torch.randn(R, B, m, self.token_channels, generator=generator)
         return TrainingDraws(order.to(device), m, dropped.to(device), timesteps.to(device), noise.to(device))
+
+    def count_masked(self, num_tokens: int, generator: torch.Generator | None) -> int:
+        """How many tokens of each image of a training batch are masked."""
+        return math.ceil(num_tokens * truncated_normal(*self.mask_ratio, generator))
 
 
 def truncated_normal(mean: float, std: float, low: float, generator: torch.Generator | None) -> float:
@@ -369,7 +373,7 @@ def truncated_normal(mean: float, std: float, low: float, generator: torch.Gener
     return float((mean + std * torch.special.ndtri(p)).clamp(low, 1.0))
 
 
-def _published(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> dict[str, int]:
+def published_sizes(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> dict[str, int]:
     """Arguments of a published size, whose encoder and decoder are alike."""
     sides = {f"{side}_{name}": value
              for side in ("encoder", "decoder")
@@ -379,14 +383,14 @@ def _published(width: int, depth: int, heads: int, head_depth: int, head_width: 
 
 def mar_base() -> MAR:
     """MAR-B: 208 million parameters, 256x256 ImageNet."""
-    return MAR(**_published(768, 12, 12, 6, 1024))
+    return MAR(**published_sizes(768, 12, 12, 6, 1024))
 
 
 def mar_large() -> MAR:
     """MAR-L: 478 million parameters."""
-    return MAR(**_published(1024, 16, 16, 8, 1280))
+    return MAR(**published_sizes(1024, 16, 16, 8, 1280))
 
 
 def mar_huge() -> MAR:
     """MAR-H: 942 million parameters."""
-    return MAR(**_published(1280, 20, 16, 12, 1536))
+    return MAR(**published_sizes(1280, 20, 16, 12, 1536))

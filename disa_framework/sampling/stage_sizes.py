@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from random import Random
 
 
 class StageSizes(ABC):
@@ -76,6 +78,34 @@ class ExponentialSizes(StageSizes):
 
     def left(self, done: int, num_stages: int) -> float:
         return math.expm1(-self.rate * (1 - done / num_stages)) / math.expm1(-self.rate)
+
+
+@dataclass(frozen=True)
+class BinomialSizes(ExponentialSizes):
+    """As published for eMIGM: at each stage every token that is left is drawn with the probability that gives
+    `ExponentialSizes` in the mean, one token at least. All samples have the same sizes.
+
+    Args:
+        rate: as of `ExponentialSizes`.
+        seed: of the sizes.
+    """
+
+    seed: int = 0
+
+    def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
+        _check(num_tokens, num_stages)
+        return _drawn(self, num_tokens, num_stages)
+
+
+@lru_cache(maxsize=256)
+def _drawn(sizes: BinomialSizes, num_tokens: int, num_stages: int) -> tuple[int, ...]:
+    numbers, left, found = Random(sizes.seed), num_tokens, list[int]()
+    for k in range(num_stages - 1):
+        share = 1 - sizes.left(k + 1, num_stages) / sizes.left(k, num_stages)
+        count = sum(numbers.random() < share for _ in range(left))
+        found.append(min(max(count, 1), left - (num_stages - 1 - k)))
+        left -= found[-1]
+    return (*found, left)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from disa_framework.solvers.grid import Grid, check_steps, linspace
 from disa_framework.solvers.process import Nodes, Process
+from disa_framework.values import LATER
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,29 @@ class _Between(Grid):
 
     Args:
         first: where the first evaluation is.
-        last: where the last evaluation is, whose step ends at clean tokens.
+        last: where the last evaluation is, whose step ends at clean tokens; 0 is the first timestep of a
+            variance-preserving process.
+        to_clean: whether there is this step. Without it tokens are those at `last`, as eMIGM has them.
     """
 
     first: float = 0.95
     last: float = 0.005
+    to_clean: bool = field(default=True, kw_only=True, metadata=LATER)
 
     def __post_init__(self) -> None:
-        if not 0 < self.last < self.first < 1:
-            raise ValueError(f"a grid needs 1 > first > last > 0, got first={self.first}, last={self.last}")
+        if not 0 <= self.last < self.first < 1:
+            raise ValueError(f"a grid needs 1 > first > last >= 0, got first={self.first}, last={self.last}")
 
     def nodes(self, process: Process, steps: int) -> Nodes:
         check_steps(steps)
-        start, end = (self._bend(process.log_snr(process.at_unit_time(t))) for t in (self.first, self.last))
-        places = linspace(start, end, steps - 1) if steps > 1 else [start]
+        ends = [process.log_snr(process.at_unit_time(t)) for t in (self.first, self.last)]
+        if math.isinf(ends[1]):
+            raise ValueError("a flow has no noise at 0: give a grid a last time above it")
+        start, end = map(self._bend, ends)
+        count = steps - self.to_clean
+        places = linspace(start, end, count) if count else [start]
         times = [process.time_at(self._unbend(place)) for place in places]
-        return process.nodes([process.from_noise(times[0]), *times[1:], process.clean])
+        return process.nodes([process.from_noise(times[0]), *times[1:], *[process.clean] * self.to_clean])
 
     @abstractmethod
     def _bend(self, log_snr: float) -> float:

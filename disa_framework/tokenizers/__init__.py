@@ -1,6 +1,7 @@
 """What turns latents into what people look at or hear, and back."""
 
 from disa_framework.tokenizers.autoencoder import Autoencoder
-from disa_framework.tokenizers.base import Identity, SpaceToDepth, Tokenizer
+from disa_framework.tokenizers.base import Frozen, Identity, SpaceToDepth, Tokenizer
+from disa_framework.tokenizers.deep import DeepAutoencoder
 
-__all__ = ["Autoencoder", "Identity", "SpaceToDepth", "Tokenizer"]
+__all__ = ["Autoencoder", "DeepAutoencoder", "Frozen", "Identity", "SpaceToDepth", "Tokenizer"]

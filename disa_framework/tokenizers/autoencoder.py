@@ -8,15 +8,15 @@ Letters: `B` images, `c` pixel channels, `h`, `w` pixels, `C` latent channels, `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from disa_framework.hub.checkpoint import apply_weights, read_checkpoint
-from disa_framework.tokenizers.base import Tokenizer
+from disa_framework.tokenizers.base import Frozen
 
 KL16_SCALE = 0.2325  # makes the latents of ImageNet about as wide as a standard normal
 
@@ -25,12 +25,8 @@ _RESOLUTION = 256  # of the published training images: the size of a tile
 _ATTENTION_LEVEL = 4  # which has 16 x 16 places at that resolution
 
 
-class Autoencoder(Tokenizer):
-    """Images `[B, 3, h, w]` to latents `[B, C, h / 2^(L-1), w / 2^(L-1)]` and back; frozen.
-
-    The defaults are the published KL-16. What is frozen needs no copy in checkpoints, in averaged weights or in
-    gradient buckets: the network moves with this module, but is not part of the module tree, and `train()`
-    does not reach it.
+class Autoencoder(Frozen):
+    """Images `[B, 3, h, w]` to latents `[B, C, h / 2^(L-1), w / 2^(L-1)]` and back; by default the published KL-16.
 
     Args:
         weights: the published `kl16.ckpt`, or any file with the same names; random without one.
@@ -59,7 +55,6 @@ class Autoencoder(Tokenizer):
         tiling: bool = False,
         slicing: bool = False,
     ) -> None:
-        super().__init__()
         if channels < 1 or channels % _GROUPS:
             raise ValueError(
                 f"channels must be a multiple of {_GROUPS}, the groups they are normalized in; got {channels}"
@@ -69,20 +64,15 @@ class Autoencoder(Tokenizer):
                 "multipliers, blocks, latent_channels and scale must be positive, got "
                 f"{list(multipliers)}, {blocks}, {latent_channels} and {scale}"
             )
-        self.latent_channels = latent_channels
-        self.factor = 2 ** (len(multipliers) - 1)
-        self.scale, self.tiling = scale, tiling
         network = _network([channels * m for m in multipliers], blocks, latent_channels)
         network.use_tiling, network.use_slicing = tiling, slicing
         if weights is not None:
             checkpoint = read_checkpoint(weights)
             apply_weights(network, checkpoint.autoencoder or checkpoint.weights, weights)
-        self._frozen = [network.eval().requires_grad_(False)]  # a list hides it from the module tree
-
-    @property
-    def network(self) -> Any:
-        """`diffusers`' `AutoencoderKL`, whose state dict reads and writes the published names."""
-        return self._frozen[0]
+        super().__init__(network)  # whose state dict reads and writes the published names
+        self.latent_channels = latent_channels
+        self.factor = 2 ** (len(multipliers) - 1)
+        self.scale, self.tiling = scale, tiling
 
     def encode(self, images: Tensor) -> Tensor:
         """In training, a sample of the posterior, drawn from the global generator; in evaluation, its mean."""
@@ -119,10 +109,6 @@ class Autoencoder(Tokenizer):
             raise ValueError(f"latents must be [B, {self.latent_channels}, H, W], got {list(latents.shape)}")
         (images,) = self.network.decode(latents / self.scale, return_dict=False)
         return images
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
 
 def posterior(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,30 @@ class Tokenizer(nn.Module, ABC):
 
     def check(self, latent_shape: Sequence[int]) -> None:
         """Raises a ValueError if latents `[B, *latent_shape]` cannot be decoded."""
+
+
+class Frozen(Tokenizer):
+    """A tokenizer whose network is trained already.
+
+    It needs no copy in checkpoints, in averaged weights or in gradient buckets: the network moves with this module, but
+    is not part of the module tree, and `train()` does not reach it.
+
+    Args:
+        network: in evaluation mode from here on.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._frozen = [network.eval().requires_grad_(False)]  # a list hides it from the module tree
+
+    @property
+    def network(self) -> Any:
+        """That of the library."""
+        return self._frozen[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
 class Identity(Tokenizer):

@@ -31,11 +31,16 @@ RAMP = ("diff_annealing_strategy", "diff_upper_steps", "diff_lower_steps")
 """Published options that make a schedule."""
 
 
-def mar_of(published: dict[str, Any], norm_eps: float) -> MAR:
-    """Our MAR for the published arguments."""
+def arguments_of(published: dict[str, Any]) -> dict[str, Any]:
+    """Ours, by their names, for the published ones."""
     arguments = {_RENAMED.get(name, name): value for name, value in published.items()}
     arguments["latent_size"] = arguments.pop("img_size") // arguments.pop("vae_stride")
-    return MAR(norm_eps=norm_eps, **arguments)
+    return arguments
+
+
+def mar_of(published: dict[str, Any], norm_eps: float) -> MAR:
+    """Our MAR for the published arguments."""
+    return MAR(norm_eps=norm_eps, **arguments_of(published))
 
 
 def build(case: Case) -> MAR:

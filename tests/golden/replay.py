@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.golden import flowar, harmon, mar, vae, xar
+from tests.golden import emigm, flowar, harmon, mar, vae, xar
 from tests.golden.case import Case, Report
 
 REPLAYS = {
+    "emigm": emigm.replay_sampling,
+    "emigm_train": emigm.replay_training,
     "flowar": flowar.replay_sampling,
     "flowar_train": flowar.replay_training,
     "harmon": harmon.replay,

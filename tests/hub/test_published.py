@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from disa_framework import Guidance
 from disa_framework.cli.predict import predict
 from disa_framework.hub import load_model, loading
 from disa_framework.hub.checkpoint import write_checkpoint
@@ -24,7 +25,7 @@ from tests.models.tiny_flow import FLOWAR, XAR_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "tests/golden/data/manifests"
-NAMES = {name: name.replace("vae_", "").replace("_5b", ".5b").replace("_", "-")
+NAMES = {name: name.replace("vae_", "").replace("_256", "").replace("_5b", ".5b").replace("_", "-")
     for name in sorted(path.stem for path in MANIFESTS.glob("*.json"))}  # fmt: skip
 
 
@@ -204,6 +205,17 @@ GRIDS = {
 }
 
 
+EMIGM = {
+    "emigm/xsmall": (range(11, 14), range(51, 104)),
+    "emigm/small": (range(11, 14), range(51, 104)),
+    "emigm/base": (range(11, 14), range(76, 121)),
+    "emigm/large": (range(11, 14), range(51, 104)),
+    "emigm/huge": (range(9, 12), range(38, 89)),
+    **{f"emigm/{size}-512": (range(10, 13), range(32, 48)) for size in ("xsmall", "small", "base", "large")},
+}
+"""Guided stages of eMIGM (arXiv 2503.07197): of few, and of many."""
+
+
 def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """A configuration, as the command reads it."""
     with pytest.raises(SystemExit):
@@ -213,7 +225,7 @@ def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_every_published_model_has_a_configuration() -> None:
     configs = {entry.config: entry.model for entry in PUBLISHED.values() if entry.config}
-    assert configs.keys() == PAPER.keys()
+    assert configs.keys() == {*PAPER, *EMIGM}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -237,3 +249,22 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     if name.startswith("mar/"):  # whose baseline has more stages, and starts from the last timestep
         stages, expected = 256, {**expected, "init_args": {"clip": None}}
     assert baseline["num_stages"] == stages and baseline["solver"]["init_args"]["grid"] == expected
+
+
+@pytest.mark.parametrize("name", EMIGM)
+def test_configurations_of_emigm_are_the_published_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
+    many = 64 if name.endswith("512") else 128
+    for form, stages, steps, guided in ((name, 16, 8, EMIGM[name][0]), (f"{name}-{many}", many, 14, EMIGM[name][1])):
+        config = configured(form, capsys)
+        assert config["model"]["class_path"] == entry.model["class_path"]
+        assert config["num_stages"] == stages and config["schedule"]["init_args"] == {"steps": steps}
+        guidance = Guidance(**config["guidance"])
+        assert guidance == Guidance(4.0, "constant", stages=guidance.stages)
+        assert [k for k in range(stages) if guidance.acts_at(k, stages)] == [*guided]
+        grid = {
+            "class_path": "disa_framework.solvers.LogSNR",
+            "init_args": {"first": 0.995, "last": 0.0, "to_clean": False},
+        }
+        assert config["solver"]["init_args"] == {"order": 3, "grid": grid, "stretch": pytest.approx(1000 / 996)}
+        assert config["stage_sizes"]["class_path"].endswith("BinomialSizes")

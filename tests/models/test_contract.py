@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon
+from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon
 from disa_framework.sampling.condition import Condition
 from disa_framework.solvers import Process, RectifiedFlow, VPCosine
 from disa_framework.testing import ModelContract
 from disa_framework.toy.mixture import MixtureAR
 from examples.sequence import SequenceAR
-from tests.models.tiny import filled, tiny_mar
+from tests.models.tiny import TINY, filled, tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, save_tokenizer, tiny_harmon
 
@@ -43,6 +43,13 @@ class TestMAR(ModelContract):
             latent_size=4 * request.param, latent_channels=2, patch_size=request.param, decoder_width=24,
             decoder_depth=2, head_depth=2, buffer_size=3,
         )  # fmt: skip
+
+
+class TestEMIGM(ModelContract):
+    @pytest.fixture
+    def model(self) -> EMIGM:
+        sizes = {**TINY, "latent_size": 6, "decoder_depth": 2}
+        return filled(EMIGM(**sizes), 0.2, torch.Generator().manual_seed(0))
 
 
 class TestCausalAR(ModelContract):

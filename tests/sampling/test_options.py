@@ -44,7 +44,7 @@ def test_they_draw(options: str, change: dict[str, Any], tmp_path: Path) -> None
     ("options", "message"),
     [
         ("--order Checkers", "--order must be a class, one of CheckerboardOrder, HaltonOrder, .*got Checkers"),
-        ("--stage_sizes Even", "--stage_sizes must be a class, one of CosineSizes, .*got Even"),
+        ("--stage_sizes Even", "--stage_sizes must be a class, one of BinomialSizes, .*got Even"),
         ("--order HaltonOrder --order.levels 2", "--order: HaltonOrder has no levels"),
         ("--guidance.stages 0.5", "--guidance.stages must be a list"),
         ("--order ListedOrder --order.places [1,0]", "this order is of 2 tokens, the model draws 16"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -89,7 +90,8 @@ def test_explicit_times_are_taken_where_they_are_given_and_laid_along_elsewhere(
 
 NONSENSE: dict[str, Callable[[], object]] = {
     "first=0.005": lambda: LogSNR(0.005, 0.95),
-    "last=0": lambda: Karras(last=0.0),
+    "last=-0.1": lambda: Karras(last=-0.1),
+    "no noise at 0": lambda: LogSNR(last=0.0).nodes(RectifiedFlow(), 4),
     "rho": lambda: Karras(rho=0),
     "first must": lambda: PowerTime(1.0),
     "exponent": lambda: PowerTime(exponent=-1),
@@ -112,3 +114,11 @@ NONSENSE: dict[str, Callable[[], object]] = {
 def test_options_that_make_no_sense_are_refused(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NONSENSE[message]()
+
+
+@pytest.mark.parametrize("grid", [LogSNR(0.9, 0.1), Karras(0.9, 0.1), LogSNR(0.995, 0.0)])
+def test_a_grid_may_end_before_clean_tokens(grid: LogSNR | Karras) -> None:
+    process, steps = VPCosine(), 5
+    nodes = replace(grid, to_clean=False).nodes(process, steps)
+    assert nodes == grid.nodes(process, steps + 1).take(range(steps + 1))
+    assert nodes.times[0] == pytest.approx(1000 * grid.first) and nodes.times[-1] == pytest.approx(1000 * grid.last)
