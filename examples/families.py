@@ -22,6 +22,7 @@ from examples.digits import Result, draw, measure, spread, train
 
 SCHEDULES: dict[str, tuple[StepSchedule, StepSchedule]] = {
     "mar": (Constant(25), Linear(10, 2)),
+    "emigm": (Constant(8), Linear(8, 4)),
     "causal": (Constant(25), Linear(20, 5)),
     "harmon": (Constant(25), Linear(10, 2)),
     "flowar": (Constant(25), Linear(25, 5)),

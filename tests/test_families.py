@@ -35,7 +35,7 @@ from disa_framework.solvers import (
 from disa_framework.toy.digits import CAPTIONS
 from disa_framework.toy.mixture import MixtureAR
 
-FAMILIES = ("mar", "flowar", "xar", "causal", "harmon")
+FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "harmon")
 DIFFUSION = [
     DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),
     DPMSolver(3), DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3), DPMSolver(1, UniformTime()),

@@ -2,9 +2,9 @@
 
     python -m benchmarks.experiments.orders [--count 1000] [--seeds 1 2 3]
 
-Rows of a table have the same number of stages and of head evaluations. The first tables show all orders and sizes on
-the noise of one seed, the next one steps that fall, too, with the published sizes on all of it. The last one asks
-calibration where the steps should go in each order.
+Rows of a table have the same number of stages and of head evaluations. The first tables show all orders and sizes, the
+next one steps that fall, too, with the published sizes. The last one asks calibration where the steps should go in
+each order.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for stages in (STAGES, STAGES // 2):
         heading(f"{stages} stages", *SIZES)
         for order in ORDERS:
-            first = [images.distance(drawn(order, sizes, stages), options.seeds[0]) for sizes in SIZES]
-            row(order, *(f"{distance:.3f}" for distance in first))
+            row(order, *(images.distances(drawn(order, sizes, stages)) for sizes in SIZES))
     heading("cosine", f"{STAGES} stages", f"{STAGES // 2} stages", f"{STAGES} stages, falling 8→2")
     for order in COMPARED:
         configs = drawn(order), drawn(order, stages=STAGES // 2), drawn(order, schedule=FALLING)
