@@ -1,10 +1,10 @@
-# make setup | test | docs | demo | demo-train | table | mixture | gpu | gpu-dry | clean
+# make setup | test | docs | dist | demo | demo-train | table | mixture | gpu | gpu-dry | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint unit docs demo demo-train table mixture gpu gpu-dry lowest check-inception check-app postgres clean
+.PHONY: setup test lint unit docs dist demo demo-train table mixture gpu gpu-dry lowest check-inception check-app postgres clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,17 @@ unit: setup
 # The site, into build/site. Links that lead nowhere are errors.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and source distribution in build/dist. The wheel, built from the source distribution, is tried in an empty
+# environment and an empty folder: two minutes.
+dist:
+	rm -rf build/dist build/empty
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --disable-pip-version-check build
+	build/empty/bin/python -m build --outdir build/dist
+	build/empty/bin/python -m pip install --disable-pip-version-check -c constraints.txt "$$(ls build/dist/*.whl)[all]"
+	mkdir build/dist/tried
+	cd build/dist/tried && ../../empty/bin/disa predict --config fashion/mar --num_images 10 --grid true && ../../empty/bin/disa env
 
 # Draws clothes with the model that comes with the package: a minute on two cores.
 demo: setup
