@@ -25,7 +25,7 @@ def env() -> None:
         "GPU": ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "none",
         "CUDA": torch.version.cuda or "none",
     }
-    needed = (requirement for requirement in requires(_NAME) or () if 'extra == "dev"' not in requirement)
+    needed = (requirement for requirement in requires(_NAME) or () if not re.search("extra == .dev", requirement))
     names = dict.fromkeys(re.split(r"[^\w.-]", requirement)[0] for requirement in needed)
     packages = {name: _version(name) for name in names if name != _NAME}
     width = max(map(len, [*facts, *packages]))
