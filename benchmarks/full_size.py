@@ -23,17 +23,17 @@ from disa_framework.models.mar import MAR, mar_base
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.stage_sizes import CosineSizes, ExponentialSizes
 from disa_framework.schedules import Constant, Linear
-from disa_framework.solvers import DDPM, SinglestepDPMSolverPP, Spaced
+from disa_framework.solvers import DDPM, LogSNR, SinglestepDPMSolverPP, Spaced
 
 GUIDANCE = Guidance(2.9, schedule="linear")
 ROWS = {
     "MAR as published, 100": SamplingConfig(Constant(100), DDPM(Spaced(clip=None)), 256, GUIDANCE),
     "DiSA, linear 50→5": SamplingConfig(Linear(50, 5), DDPM(), 64, GUIDANCE),
-    "eMIGM, 8": SamplingConfig(
+    "eMIGM as published, 8": SamplingConfig(
         Constant(8),
-        SinglestepDPMSolverPP(),
+        SinglestepDPMSolverPP(3, LogSNR(0.995, 0.0, to_clean=False), 1000 / 996),
         16,
-        Guidance(4.0, schedule="constant", stages=(0.8, 0.94)),
+        Guidance(4.0, schedule="constant", stages=(0.7, 0.9)),
         stage_sizes=ExponentialSizes(),
     ),
 }

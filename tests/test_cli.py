@@ -140,11 +140,31 @@ def test_every_configuration_with_data_is_read_for_training(name: str, capsys: p
 @pytest.mark.parametrize("command", [app, bench, diagnose, fit, predict])
 def test_help_explains_every_option(command: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        command(["--help"])
+        command(["--help_all"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "examples:\n  disa-" in out and " object at 0x" not in out
-    assert "--guidance.scale" in out
+    assert "--guidance.scale" in out and "--trainer.devices" in out
     assert "disa_framework.schedules.Linear" in out or command is diagnose  # which leaves schedules aside
+
+
+@pytest.mark.parametrize("command", [app, bench, diagnose, fit, predict])
+def test_help_has_the_commands_own_options_alone(
+    command: Callable[..., object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for option in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            command([option])
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    short, whole = (
+        {line.split()[0].rstrip(",") for line in out.splitlines() if line.startswith("  --")} for out in shown
+    )
+    assert "examples:\n  disa-" in shown[0] and short < whole and len(shown[0].splitlines()) < 100
+    assert {"--config", "--model"} <= short and "--trainer.devices" not in short
+    assert len([option for option in short if "." in option]) <= 2
+    sections = {"--guidance", "--trainer", "--evaluate", "--optimization"}
+    assert {name for name in whole if "." not in name} - short <= sections
 
 
 # --- sampling configs -------------------------------------------------------------------------------------

@@ -43,6 +43,14 @@ _FAMILIES: dict[str, type[Any]] = {
     "writer": SampleWriter, "solver.grid": Grid,
 }  # fmt: skip
 
+_SHOWN = {"--guidance.scale", "--optimization.lr", "--evaluate.reference"}
+_SECTIONS = {"--guidance", "--trainer", "--evaluate", "--calibration", "--fitting", "--space", "--optimization"}
+"""Options by whose parts alone `--help` shows, and options that take a file of such parts."""
+_MORE = """
+Parts of these go behind a dot: --schedule Linear --schedule.early 10, --solver.grid LogSNR. --schedule.help Linear
+explains a class. --help_all explains all options, and Lightning's (--trainer.devices and so on).
+"""
+
 # A class that a file names is built only where a class of its kind is wanted.
 set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["unittest"])
 
@@ -75,8 +83,38 @@ class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the examples."""
 
 
+class _ShortHelp(argparse.RawDescriptionHelpFormatter):
+    """An option is its name; what it takes is said by its help."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return ", ".join(option for option in action.option_strings if not option.endswith("+"))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return action.help or ""  # in which a % is one
+
+
+class _AllHelp(argparse.Action):
+    """Prints all options, with their types, defaults and known classes."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(ArgumentParser.format_help(parser), end="")
+        parser.exit()
+
+
 class _Parser(ArgumentParser):
-    """Says in one line what is wrong."""
+    """Says in one line what is wrong, and in a screen what can be asked."""
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """The command's own options; parts of these, and of Lightning's trainer, are left to `--help_all`."""
+        formatter = formatter or _ShortHelp(self.prog, max_help_position=24, width=100)
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            if own := [action for action in group._group_actions if _is_own(action)]:
+                formatter.start_section((group.title or "options").partition(".")[0].rstrip(":"))
+                formatter.add_arguments(own)
+                formatter.end_section()
+        return formatter.format_help() + _MORE
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # of a class within, whose message becomes part of the whole one's
@@ -95,10 +133,17 @@ class _FindConfig(ActionConfigFile):
         super().__call__(parser, cfg, path, option_string)
 
 
+def _is_own(action: argparse.Action) -> bool:
+    """Whether an option is shown by `--help`."""
+    name = next(iter(action.option_strings), "")
+    return action.help != argparse.SUPPRESS and ("." not in name or name in _SHOWN) and name not in _SECTIONS
+
+
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that reads configurations with `--config`."""
     usage = f"{prog} --config NAME [--option VALUE ...] [{DEBUG}]"
     parser = _Parser(prog=prog, usage=usage, description=description, formatter_class=_Help)
+    parser.add_argument("--help_all", action=_AllHelp, nargs=0, help="Explain all options, and exit.")
     parser.add_argument("--config", action=_FindConfig, help="Configuration, by path or name (digits/mar).")
     return parser
 
