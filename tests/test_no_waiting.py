@@ -26,13 +26,14 @@ from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
 from disa_framework.solvers import DDPM, EulerMaruyama, RectifiedFlow, VPCosine
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
-from tests.models.tiny import tiny_mar
+from tests.models.tiny import tiny_emigm, tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
 
 LAZY = Lazy(refresh=2, share=0.2, start=1)
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mar": tiny_mar,
+    "emigm": tiny_emigm,
     "lazy mar": lambda: tiny_mar(latent_size=8),
     "flowar": tiny_flowar,
     "flowar with cross-attention": lambda: tiny_flowar(cross_attention=True),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from disa_framework import Guidance, Lazy, SamplingConfig
-from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, flowar_large, mar_base, xar_base
+from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, flowar_large, mar_base, xar_base
 from disa_framework.sampling.condition import Condition
 from disa_framework.schedules import Constant, Linear
 from disa_framework.solvers import (
@@ -67,6 +67,7 @@ def families() -> dict[str, Tiny]:
     return {
         "MAR": Tiny(tiny_mar, masked, labels),
         "MAR, lazy": Tiny(tiny_mar, lazy, labels),
+        "eMIGM": Tiny(_tiny_emigm, masked, labels),
         "FlowAR": Tiny(lambda: tiny_flowar(cross_attention=False), flow, labels),
         "FlowAR with cross-attention": Tiny(tiny_flowar, flow, labels),
         "xAR": Tiny(tiny_xar, flow, labels),
@@ -114,6 +115,15 @@ def tiny_flowar(cross_attention: bool = True) -> FlowAR:
 def tiny_xar() -> XAR:
     """Of four cells."""
     return normal(XAR(4, 2, 3, 2, width=16, encoder_depth=1, encoder_heads=2, decoder_depth=2, decoder_heads=4))
+
+
+def _tiny_emigm() -> EMIGM:
+    return normal(
+        EMIGM(
+            4, 1, 1, 3, encoder_width=16, encoder_depth=2, encoder_heads=2, decoder_width=16, decoder_depth=2,
+            decoder_heads=2, head_depth=1, head_width=16, buffer_size=2,
+        )
+    )  # fmt: skip
 
 
 def _tiny_causal() -> CausalAR:

@@ -15,15 +15,9 @@ from disa_framework.models.emigm import masked_share
 from disa_framework.sampling.stage_sizes import BinomialSizes, ExponentialSizes
 from disa_framework.schedules import Constant
 from disa_framework.solvers import LogSNR, SinglestepDPMSolverPP
-from tests.models.tiny import TINY, draw, filled
+from tests.models.tiny import TINY, draw, tiny_emigm
 
 LABELS = torch.tensor([0, 1])
-
-
-def tiny_emigm() -> EMIGM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return filled(EMIGM(**TINY), 0.2)
 
 
 def test_the_mask_is_no_class_in_whatever_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework import PhiloxNoise, SamplingConfig
-from disa_framework.models import MAR, ARDiffusionModel
+from disa_framework.models import EMIGM, MAR, ARDiffusionModel
 from disa_framework.sampling.condition import Condition, size
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DDPM, Euler, VPCosine
@@ -32,6 +32,13 @@ def tiny_mar(std: float | None = 0.2, **options: Any) -> MAR:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return filled(MAR(**{**TINY, **options}), std)
+
+
+def tiny_emigm() -> EMIGM:
+    """In eval mode, with normal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return filled(EMIGM(**TINY), 0.2)
 
 
 def filled(model: M, std: float | None, generator: torch.Generator | None = None) -> M:
