@@ -91,7 +91,8 @@ class Page:
             )
             with gr.Row():
                 asked = self._asked()
-                count = gr.Slider(1, self.offer.most_images, min(20, self.offer.most_images), step=1, label="Images")
+                most = self.offer.most_images
+                count = gr.Slider(1, max(most, 2), min(20, most), step=1, label="Images")
                 seed = gr.Number(self.module.seed, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
                 start = gr.Button("Draw", variant="primary")
             with gr.Row():
@@ -180,10 +181,10 @@ class Page:
         setting = Setting.kept(preset, self.choices)
         return [getattr(setting, name) for name in FIELDS]
 
-    def describe(self, asked: Any, count: int, seed: int, *values: Any) -> list[Any]:
+    def describe(self, asked: Any, count: int, seed: int | None, *values: Any) -> list[Any]:
         """Of the controls of both sides: the plot of their steps, and of each what it costs, its command and file."""
         shown, budgets = list[Any](), dict[str, Sequence[int]]()
-        request = ["--num_images", str(count), "--seed", str(seed)]
+        request = ["--num_images", str(count), "--seed", str(seed or 0)]
         if self.classes and asked:
             request += ["--labels", str(asked if isinstance(asked, list) else f"[{asked}]")]
         for name, setting in zip(SIDES, self._settings(values), strict=True):
@@ -199,7 +200,7 @@ class Page:
             shown += [f"**{cost}** head evaluations an image, {sampling.stages} stages", command, text]
         return [_plot(budgets), *shown]
 
-    def draw(self, asked: Any, count: int, seed: int, *values: Any) -> Iterator[list[Any]]:
+    def draw(self, asked: Any, count: int, seed: int | None, *values: Any) -> Iterator[list[Any]]:
         """Pictures and times of both sides, after each stage."""
         try:
             if not 1 <= count <= self.offer.most_images:
@@ -209,7 +210,7 @@ class Page:
                 for side, setting in zip(SIDES, self._settings(values), strict=True)
             ]
             condition = self._condition(asked, count)
-            for drawings in side_by_side(modules, condition, count, seed, self.precision):
+            for drawings in side_by_side(modules, condition, count, seed or 0, self.precision):
                 yield [
                     part for drawing in drawings for part in (_picture(drawing), _times(drawing, drawings[0], count))
                 ]
