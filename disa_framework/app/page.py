@@ -235,7 +235,7 @@ class Page:
         """What so many samples are asked to be, in turn."""
         condition = self.offer.condition
         if condition is None and self.classes:
-            labels = [word for word in asked.replace(",", " ").split()] if isinstance(asked, str) else asked
+            labels = asked.replace(",", " ").split() if isinstance(asked, str) else asked
             try:
                 condition = torch.tensor([int(label) for label in labels or range(self.classes)])
             except ValueError:

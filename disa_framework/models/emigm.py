@@ -1,7 +1,7 @@
 """eMIGM, a masked generator with MAR's network (You et al., arXiv 2503.07197): one vector stands for a masked token and
 for no class, and most tokens come at the last stages.
 
-Letters: `B` batch, `N` tokens, `n` tokens of a stage, `w` width, `G` guidance branches (1 or 2).
+Letter: `C` latent channels.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from disa_framework.models.base import Proposal, TokenLayout
+from disa_framework.models.base import TokenLayout
 from disa_framework.models.mar import MAR, MARState, published_sizes
-from disa_framework.runtime.feature_cache import Memory
 from disa_framework.sampling.order import RandomOrder
 from disa_framework.sampling.stage_sizes import ExponentialSizes
 from disa_framework.values import check_numbers
@@ -89,12 +87,9 @@ class EMIGM(MAR):
         side = math.isqrt(self.num_tokens)
         return TokenLayout(side, side, RandomOrder(), ExponentialSizes())
 
-    def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None) -> Proposal:
-        """As MAR's, but that guidance follows how much of the image there is after the stage."""
-        guidance = state.sampling.guidance_at(stage)
-        scale = guidance.at(state.ends[stage] / self.num_tokens)
-        denoise = self.diffloss.denoiser(z, scale, state.sampling.guidance)
-        return Proposal((z.shape[1], self.token_channels), denoise, (drawn, memory), z)
+    def progress(self, state: MARState, stage: int) -> float:
+        """The share that is there after the stage, all of it at the last."""
+        return state.ends[stage] / state.order.shape[1]
 
     def count_masked(self, num_tokens: int, generator: torch.Generator | None) -> int:
         """Each token is masked with a probability that is drawn for the batch."""

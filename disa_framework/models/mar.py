@@ -59,12 +59,6 @@ class MARState:
         start = self.ends[stage - 1] if stage else 0
         return self.order[:, :start], self.order[:, start : self.ends[stage]].sort(dim=1).values
 
-    def scale(self, stage: int) -> float:
-        """Of guidance at a stage."""
-        # The published code keeps one token masked when it sets the scale, also at the last stage.
-        N = self.order.shape[1]
-        return self.sampling.guidance_at(stage).at(min(self.ends[stage], N - 1) / N)
-
     def accept(self, proposal: Proposal, tokens: Tensor) -> MARState:
         """The state with the tokens `[B, n, D]` in their places, and what the stage leaves to remember."""
         places, memory = proposal.places
@@ -305,8 +299,15 @@ class MAR(ARDiffusionModel[MARState]):
 
     def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None) -> Proposal:
         """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
-        denoise = self.diffloss.denoiser(z, state.scale(stage), state.sampling.guidance)
+        scale = state.sampling.guidance_at(stage).at(self.progress(state, stage))
+        denoise = self.diffloss.denoiser(z, scale, state.sampling.guidance)
         return Proposal((z.shape[1], self.token_channels), denoise, (drawn, memory), z)
+
+    def progress(self, state: MARState, stage: int) -> float:
+        """The share of the image that guidance takes for drawn at a stage."""
+        # The published code keeps one token masked when it sets the scale, also at the last stage.
+        N = state.order.shape[1]
+        return min(state.ends[stage], N - 1) / N
 
     def accept(self, state: MARState, proposal: Proposal, tokens: Tensor) -> MARState:
         return state.accept(proposal, tokens)
