@@ -58,8 +58,7 @@ def dump(value: Any) -> Any:
         TypeError: a part of it is neither a dataclass nor plain.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        given = ((field, getattr(value, field.name)) for field in fields(value) if field.init)
-        content = {f.name: dump(part) for f, part in given if not ("later" in f.metadata and part == f.default)}
+        content = {name: dump(part) for name, part in _given(value)}
         return {"class_path": path_of(type(value)), "init_args": content} if _family(type(value)) else content
     if isinstance(value, Mapping):
         return {str(key): dump(item) for key, item in value.items()}
@@ -70,6 +69,16 @@ def dump(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)  # numpy's are floats, too, which YAML does not know
     raise TypeError(f"{value!r} is no plain value, nor a dataclass of such")
+
+
+def text(value: Any) -> str:
+    """A value as `repr` has it, without what `dump` leaves out: a name that stays when classes get further fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        given = ", ".join(f"{name}={text(part)}" for name, part in _given(value))
+        return f"{type(value).__qualname__}({given})"
+    if isinstance(value, list | tuple) and any(map(is_dataclass, value)):
+        return f"({', '.join(map(text, value))})"
+    return repr(value)
 
 
 def load(kind: type[Any], content: Any) -> Any:
@@ -127,6 +136,14 @@ def path_of(kind: type[Any]) -> str:
         if getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
             return f"{module}.{kind.__qualname__}"
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _given(value: Any) -> Iterator[tuple[str, Any]]:
+    """Fields that a value is made of by name, but for those that came later and have their default."""
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if field.init and not ("later" in field.metadata and part == field.default):
+            yield field.name, part
 
 
 def _family(kind: type[Any]) -> bool:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,18 @@ def test_a_member_of_a_family_is_written_by_its_shortest_path_and_any_other_by_i
 def test_what_is_not_plain_is_not_dumped(value: Any) -> None:
     with pytest.raises(TypeError, match="no plain value"):
         values.dump(value)
+
+
+def test_a_field_that_came_later_changes_no_name_until_it_is_used() -> None:
+    def named(*fields: Any) -> Any:
+        return make_dataclass("Circle", [("radius", float), *fields], frozen=True)
+
+    before, after = named(), named(("squeeze", float, field(default=1.0, metadata=values.LATER)))
+    for make in (values.dump, values.text):
+        assert make(before(2.0)) == make(after(2.0)) != make(after(2.0, 0.5))
+    nested = Inner((after(2.0), after(1.0, 0.5)))
+    assert values.text(nested) == "Inner(names=(Circle(radius=2.0), Circle(radius=1.0, squeeze=0.5)), weight=None)"
+    assert len({*map(values.text, VALUES)}) == len(VALUES)
 
 
 @pytest.mark.parametrize("path", ["Square", f"{__name__}.Square"])

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from disa_framework import values
 from disa_framework.measure.cost import CostModel, Unit, analytic_cost, held_out_error, measure_cost
 from disa_framework.module import ARDiffusionModule
 from disa_framework.progress import Bars
@@ -131,7 +132,7 @@ class Direct:
     def _solver(self, base: SamplingConfig) -> Solver:
         """Fitted to the head for what a config has besides solver and schedule."""
         alike = replace(base, schedule=Constant(), solver=self.fitting.reference)
-        name = self._name("solver", alike, fitting=repr(self.fitting), **self._samples)
+        name = self._name("solver", alike, fitting=values.text(self.fitting), **self._samples)
         fitted = partial(self._drawn, "fit", fit_solver, base, self.fitting)
         return self.folder.once(f"{name}.yaml", fitted, _save, lambda path: SamplingConfig.load(path).solver)
 
@@ -139,7 +140,7 @@ class Direct:
         """That of a config; a ValueError if nothing on the menu meets the limit."""
         self._check(base, limit, calibration.menu[0])
         alike = replace(base, schedule=Constant())
-        name = self._name("profile", alike, calibration=repr(calibration), **self._samples)
+        name = self._name("profile", alike, calibration=values.text(calibration), **self._samples)
         measured = partial(self._drawn, "calibration", measure_profile, base, calibration)
         return self.folder.once(f"{name}.safetensors", measured, Profile.save, Profile.load)
 

@@ -216,7 +216,7 @@ class _Search:
         """What decides what trials find."""
         plan, meter = self.plan, self.meter
         return {
-            **self.known, "metric": described(meter.quality), "space": repr(self.space), "rungs": [*plan.rungs],
+            **self.known, "metric": described(meter.quality), "space": values.text(self.space), "rungs": [*plan.rungs],
             "method": plan.method, "limit": values.dump(self.limit), "batch_size": plan.batch_size,
             "precision": meter.precision,
         }  # fmt: skip

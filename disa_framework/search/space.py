@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from optuna.trial import BaseTrial
 
+from disa_framework import values
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.runtime.feature_cache import Lazy
 from disa_framework.sampling.config import SamplingConfig
@@ -172,7 +173,7 @@ class Options:
         return self._label(value)
 
     def _label(self, value: Any) -> Any:
-        return value if isinstance(value, int) else repr(value)
+        return value if isinstance(value, int) else values.text(value)
 
 
 class Lever(NamedTuple):
