@@ -1,17 +1,18 @@
 """How much faster is sampling than a plain implementation that recomputes everything at each step?
 
     python -m benchmarks.speed [--families mar flowar xar] [--threads 2] [--repeats 5] [--clock cpu] [--quick]
-                               [--products pytorch] [--compile] [--refresh 4]
+                               [--products pytorch] [--compile] [--refresh 4] [--precision bf16]
 
 Draws the same images by `generate` and by the plain samplers of benchmarks/reference.py, in turn, with the same random
 weights and noise: batch 4, width 256, guidance 3. Prints seconds (median and range), how many of them go from noise to
 tokens (head), the rest being the backbone's, the ratio of each pair of runs (median and range) beside its target, and
-how far outputs are apart, relative to the largest value.
+how far outputs are apart, relative to the largest value. The plain sampler draws in float32 whatever `generate` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import statistics
 import time
@@ -90,20 +91,22 @@ Clock = Callable[[], float]
 Sampler = Callable[[Budget], tuple[Tensor, float]]
 """From a budget to latents and the seconds between noise and tokens."""
 
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(family: Family, options: argparse.Namespace) -> str:
     """A line of the table."""
     quick, clock = options.quick, CLOCKS[options.clock]
-    model = _without_zeros(family.make()).eval()
+    exact = _without_zeros(family.make()).eval()
+    model = copy.deepcopy(exact).to(PRECISIONS[options.precision])
     if options.products == "fastest":
         products.use_fast_products(model)
     if options.compile:
         compile_regions(model)
     stages = max(model.min_stages, 4) if quick else family.num_stages
     budget = (Linear(3, 2) if quick else family.schedule).budget(stages)
-    samplers = _samplers(family, model, Lazy(options.refresh) if options.refresh > 1 else None, clock)
+    samplers = _samplers(family, model, exact, Lazy(options.refresh) if options.refresh > 1 else None, clock)
     for sample in samplers:  # warms up
         sample((2,) * stages)
     for steps in budget:
@@ -142,9 +145,9 @@ class _HeadTime(Observer):
 
 
 def _samplers(
-    family: Family, model: ARDiffusionModel, cache: FeatureCache | None, clock: Clock
+    family: Family, model: ARDiffusionModel, exact: ARDiffusionModel, cache: FeatureCache | None, clock: Clock
 ) -> tuple[Sampler, Sampler]:
-    """Ours and the plain one."""
+    """Ours, and the plain one of the model in float32."""
     labels = torch.arange(BATCH)
     noise = PhiloxNoise(0, labels)
 
@@ -163,7 +166,7 @@ def _samplers(
             seconds += clock() - start
             return tokens
 
-        return family.plain(model, labels, budget, family.solver, family.guidance, noise, timed), seconds
+        return family.plain(exact, labels, budget, family.solver, family.guidance, noise, timed), seconds
 
     return ours, plain
 
@@ -190,6 +193,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for a machine that others use, too")
     parser.add_argument("--products", choices=["fastest", "pytorch"], default="fastest", help="who multiplies")
     parser.add_argument("--compile", action="store_true", help="generate with a compiled model")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="32", help="of generate")
     parser.add_argument("--refresh", type=int, default=1, help="generate with feature caching (MAR)")
     parser.add_argument("--quick", action="store_true", help="few stages and steps, to see that it runs")
     options = parser.parse_args(args)
@@ -199,7 +203,8 @@ def main(args: Sequence[str] | None = None) -> None:
     multiplies = "oneDNN" if products.ONEDNN and options.products == "fastest" else "PyTorch as it is"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     runs = f"{options.repeats} pair(s) of runs, {options.clock} time"
-    print(f"batch {BATCH}, float32, {options.threads} thread(s), products by {multiplies}, {runs}, {versions}\n")
+    how = f"precision {options.precision}, {options.threads} thread(s), products by {multiplies}"
+    print(f"batch {BATCH}, {how}, {runs}, {versions}\n")
     print(f"| family | generate | its head | plain | its head | ratio | target | apart |\n|{'---|' * 8}")
     for name in options.families:
         print(measure(FAMILIES[name], options), flush=True)

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 Backend = Literal["sdpa", "flash", "auto"]
 """`sdpa` is PyTorch's, `flash` is the package flash-attn, `auto` is flash-attn wherever it can be used."""
 
+_SCORES = 2**20
+"""That are computed at once, so that they are still near the core when they are read."""
+
 
 def attend(
     q: Tensor,
@@ -41,6 +44,9 @@ def attend(
     if backend != "sdpa" and (backend == "flash" or _flash_fits(q, k, mask)):
         return _flash(q, k, v, mask, causal, dropout)
     causal = causal and q.shape[2] > 1  # the last query sees everything
+    if mask is None and not causal and not dropout and _products_are_faster(q, k):
+        compute = _opaque if torch.compiler.is_compiling() and not torch.is_grad_enabled() else _by_products
+        return compute(q, k, v).transpose(1, 2).flatten(2)
     if causal and q.shape[2] != k.shape[2]:
         mask, causal = _causal_mask(q.shape[2], k.shape[2], q.device), False
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout)
@@ -112,6 +118,40 @@ class Past:
 
     cache: KVCache
     start: int
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`[B, h, L, d]`, as two products with the softmax between them."""
+    (B, h, L, d), M = q.shape, k.shape[2]
+    count = max(1, _SCORES // (L * M))
+    parts = zip(*(x.reshape(B * h, -1, d).split(count) for x in (q, k, v)), strict=True)
+    zero, out = q.new_zeros(()), list[Tensor]()
+    for queries, keys, values in parts:
+        scores = torch.baddbmm(zero, queries, keys.mT, beta=0, alpha=d**-0.5)
+        out.append(torch.bmm(scores.softmax(dim=-1), values))
+    return torch.cat(out).view(B, h, L, d)
+
+
+# PyTorch's compiler would make a graph of each number of parts.
+_opaque = torch.library.custom_op("disa_framework::attention", _by_products, mutates_args=())
+
+
+@_opaque.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _products_are_faster(q: Tensor, k: Tensor) -> bool:
+    """Whether two products take less time than PyTorch's attention: in bfloat16 on CPUs that multiply it, and have no
+    tiles, which PyTorch's attention needs for it. Scores that gradients keep must not fill the memory."""
+    kept = torch.is_grad_enabled() and q.shape[2] * k.shape[2] > _SCORES
+    return q.is_cpu and q.dtype == torch.bfloat16 and not kept and _multiplies_without_tiles()
+
+
+@cache
+def _multiplies_without_tiles() -> bool:
+    units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(units.get("avx512_bf16")) and not units.get("amx_tile")
 
 
 def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -168,6 +168,37 @@ def test_under_mixed_precision_caches_are_as_precise_as_what_is_put_there(dtype:
     assert KVCache.empty(2, 3, 4, 8, like).keys.dtype == torch.float32
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("room", [1, 16, 2**20])
+def test_two_products_are_as_near_to_the_formula_as_bfloat16_is(
+    room: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_multiplies_without_tiles", lambda: True)
+    monkeypatch.setattr(attention, "_SCORES", room)
+    q, k, v = (x.bfloat16() for x in qkv(3, 5))
+    compute = torch.compile(attend, backend="eager") if compiled else attend
+    with torch.inference_mode():
+        seen = torch.ones(3, 5).bool()
+        for cached in (k[:, :, :2], k):  # the first keys of a cache do not lie in one piece
+            values = v[:, :, : cached.shape[2]]
+            out = compute(q, cached, values)
+            expected = softmax_attention(q.float(), cached.float(), values.float())
+            assert out.dtype == torch.bfloat16
+            torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.02)
+            exact = attend(q, cached, values, seen[:, : cached.shape[2]])  # a mask goes the other way
+            torch.testing.assert_close(out, exact, rtol=0, atol=0.02)
+
+
+def test_gradients_of_two_products_are_those_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_multiplies_without_tiles", lambda: True)
+    found, wanted = ([x.bfloat16().requires_grad_() for x in qkv(3, 5)] for _ in range(2))
+    for (q, k, v), compute in ((found, attend), (wanted, softmax_attention)):
+        compute(q, k, v).square().sum().backward()
+    for mine, other in zip(found, wanted, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=0.05)
+
+
 # --- choosing one -----------------------------------------------------------------------------------------
 
 

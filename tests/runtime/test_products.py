@@ -37,6 +37,15 @@ def test_it_is_pytorchs(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(layer(turned), expected, rtol=0, atol=1e-5)
 
 
+def test_bfloat16_is_as_near_to_float32_as_it_can_be() -> None:
+    layer, x = layer_and_input(LARGE)
+    expected = F.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        out = layer.bfloat16()(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.02)
+
+
 def test_gradients_and_autocast_are_pytorchs() -> None:
     layer, x = layer_and_input(LARGE)
     x.requires_grad_()
