@@ -15,15 +15,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
+from disa_framework import SamplingConfig
 from disa_framework.callbacks import TrainingLines
+from disa_framework.callbacks.sample_writers import tiled
 from disa_framework.cli.fit import fit
 from disa_framework.cli.running import run
+from disa_framework.hub import load_model
+from disa_framework.metrics.images import to_uint8
+from disa_framework.models import MAR
+from disa_framework.module import ARDiffusionModule
+from disa_framework.schedules import Constant
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "latent_size": 8, "latent_channels": 1, "patch_size": 4, "num_classes": 10, "encoder_width": 16, "encoder_depth": 1,
     "encoder_heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "head_depth": 1, "head_width": 16,
     "buffer_size": 2, "diffusion_batch_mul": 1, "attn_dropout": 0.2, "proj_dropout": 0.2,
@@ -60,6 +69,15 @@ class At(Callback):
             signal.raise_signal(self.number)
         elif self.batch == 0:
             raise Interrupted
+
+
+class FiveChannels(LightningDataModule):
+    """Latents that no picture shows."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.randn(16, 5, 8, 8), torch.arange(16) % 10), batch_size=2)
+
+    val_dataloader = train_dataloader
 
 
 class Spoil(Callback):
@@ -101,9 +119,12 @@ def config(folder: Path, *callbacks: dict[str, Any], **options: Any) -> str:
     quiet = {"accelerator": "cpu", "logger": False, "enable_model_summary": False, "default_root_dir": str(folder)}
     limits = {"max_steps": 8, "limit_val_batches": 1, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0}
     content = {
-        "model": {"class_path": "MAR", "init_args": MODEL},
+        "model": {"class_path": "MAR", "init_args": {**MODEL, **options.pop("model", {})}},
         "optimization": {"lr": 1e-3, "warmup_steps": 20},
         "data": options.pop("data", DIGITS),
+        "schedule": {"class_path": "Constant", "init_args": {"steps": 2}},
+        "num_stages": 2,
+        "samples": options.pop("samples", 0),
         "trainer": {**quiet, **limits, **options, "callbacks": [*kept, *callbacks]},
     }
     folder.mkdir(exist_ok=True)
@@ -243,6 +264,34 @@ def test_a_log_tells_now_and_then_how_far_training_is(
     told = capsys.readouterr().err.splitlines()
     assert len(told) == lines and all(line.startswith("step ") and " of 8, loss " in line for line in told)
     assert all(line.endswith(" s left") for line in told[:-1])
+
+
+def pixels(file: Path) -> Tensor:
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image))
+
+
+def test_what_the_validated_weights_draw_is_shown_at_every_validation(tmp_path: Path) -> None:
+    watched: dict[str, Any] = {"max_steps": 10, "samples": 12, "logger": None, "log_every_n_steps": 2}
+    train(tmp_path, at(7), **watched)
+    train(tmp_path, **watched)  # goes on
+    grids = sorted((tmp_path / "samples").iterdir())
+    assert [grid.name for grid in grids] == ["step-0000005.png", "step-0000010.png"]
+    model = load_model(tmp_path / "last.ckpt", MAR(**MODEL))  # has the averaged weights
+    module = ARDiffusionModule(model, SamplingConfig(Constant(2), num_stages=2))
+    with torch.inference_mode():
+        drawn = module.draw(torch.arange(12) % 10, torch.arange(12))
+    assert torch.equal(pixels(grids[1]), torch.from_numpy(tiled(to_uint8(drawn)))[..., 0])
+
+    curves = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [image.step for image in curves.Images("samples")] == [5, 10]
+    assert len(curves.Scalars("val_loss")) == 2 and len(curves.Scalars("train_loss")) == 5
+
+
+def test_samples_that_are_no_images_do_not_stop_training(tmp_path: Path) -> None:
+    data = {"class_path": "tests.test_fit.FiveChannels"}
+    train(tmp_path, samples=2, val_check_interval=4, data=data, model={"latent_channels": 5})
+    assert not (tmp_path / "samples").exists()
 
 
 @pytest.mark.parametrize(

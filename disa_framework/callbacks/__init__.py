@@ -6,7 +6,9 @@ from disa_framework.callbacks.last_checkpoint import LastCheckpoint
 from disa_framework.callbacks.sample_folder import SampleFolder
 from disa_framework.callbacks.sample_writers import Arrays, Images, SampleWriter
 from disa_framework.callbacks.training_lines import TrainingLines
+from disa_framework.callbacks.training_samples import TrainingSamples
 
 __all__ = [
     "Arrays", "FiniteLoss", "FolderWriter", "Images", "LastCheckpoint", "SampleFolder", "SampleWriter", "TrainingLines",
+    "TrainingSamples",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from disa_framework.callbacks import FiniteLoss, TrainingLines
+from disa_framework.callbacks import FiniteLoss, TrainingLines, TrainingSamples
 from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse
 from disa_framework.files import write_atomically
 from disa_framework.hub.checkpoint import apply_weights, load_weights
@@ -32,6 +33,9 @@ _LEAST = {
 }  # fmt: skip
 """Of the trainer's options that Lightning itself takes at any value."""
 
+_EVERY = 10
+"""Steps between two points of a curve: epochs of small data have few."""
+
 
 def fit(args: Sequence[str] | None = None) -> None:
     """Trains. `args` are the command line's; see `disa-fit --help`."""
@@ -40,10 +44,16 @@ def fit(args: Sequence[str] | None = None) -> None:
     add_sampling(parser)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="Where images come from.")
     parser.add_argument("--ckpt_path", "--checkpoint", type=str | None, help="Checkpoint of disa-fit to go on from.")
+    parser.add_argument(
+        "--samples", type=int, default=20,
+        help="Drawn from the same noise at every validation, as a grid in samples/ and in the logger; 0 for none.",
+    )  # fmt: skip
     config = parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
     init = instantiate(parser, config)
-    trainer, module = _trainer(init.trainer, _describing(parser.dump(config).encode())), make_module(init)
+    shown = [TrainingSamples(config.samples)] if config.samples else []
+    trainer = _trainer(init.trainer, _describing(parser.dump(config).encode()), *shown)
+    module = make_module(init)
     folder = Path(trainer.default_root_dir)
     if 0 in (trainer.max_steps, trainer.max_epochs, trainer.limit_train_batches):
         raise ValueError("nothing would be trained: --trainer.max_steps, max_epochs or limit_train_batches is 0")
@@ -73,7 +83,8 @@ def _describing(config: bytes) -> Callback:
 
 
 def _trainer(options: Mapping[str, Any], *more: Callback) -> Trainer:
-    """Lightning's, with what watches over training, and lines where its progress bar would be none."""
+    """Lightning's, with what watches over training, TensorBoard's curves unless another logger is asked for, and lines
+    where its progress bar would be none."""
     for name, least in _LEAST.items():
         if isinstance(options[name], int | float) and not options[name] >= least:
             raise ValueError(f"--trainer.{name} must be at least {least}, got {options[name]}")
@@ -82,7 +93,12 @@ def _trainer(options: Mapping[str, Any], *more: Callback) -> Trainer:
     if bar is None and not sys.stdout.isatty():
         bar = False
         callbacks.append(TrainingLines(partial(print, file=sys.stderr, flush=True)))
-    return Trainer(**{**options, "callbacks": callbacks, "enable_progress_bar": bar})
+    logger, every = options["logger"], options["log_every_n_steps"]
+    if logger in (None, True):
+        # One folder, so that the curves of a run that goes on go on, too.
+        logger = TensorBoardLogger(options["default_root_dir"] or ".", name="", version="logs")
+    ours = {"logger": logger, "log_every_n_steps": _EVERY if every is None else every}
+    return Trainer(**{**options, **ours, "callbacks": callbacks, "enable_progress_bar": bar})
 
 
 def _check_training(checkpoint: str) -> None:

@@ -1,0 +1,73 @@
+"""What a model draws while it is trained, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from disa_framework.callbacks.sample_writers import Images, png, tiled
+from disa_framework.files import write_atomically
+from disa_framework.models.base import ARDiffusionModel
+from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.condition import Condition, cycled
+
+_CLASSES = 10
+"""In a row of the grid."""
+
+
+class TrainingSamples(Callback):
+    """Draws the same samples from the same noise at every validation, with the weights that are validated.
+
+    A grid of them is written to `samples/` in the training's folder, named by the step, and given to TensorBoard and
+    Weights & Biases where they are the logger. They are asked to be each class in turn, or what the first of the
+    validation data are. Samples that are no images are not drawn again.
+
+    Args:
+        count: of samples.
+    """
+
+    def __init__(self, count: int = 20) -> None:
+        if count < 1:
+            raise ValueError(f"a grid has at least one sample, got {count}")
+        self.count = count
+        self._images = True
+
+    # When the first batch begins, averaged weights are in their place, whichever callback comes first.
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx or dataloader_idx or trainer.sanity_checking or not (trainer.is_global_zero and self._images):
+            return
+        assert isinstance(pl_module, ARDiffusionModule)
+        samples = pl_module.draw(self._condition(pl_module.model, batch[1]), torch.arange(self.count))
+        try:
+            Images().check(samples.shape[1:])
+        except ValueError:
+            self._images = False
+        else:
+            self._show(trainer, Images().prepare(samples).cpu())
+
+    def _condition(self, model: ARDiffusionModel, found: Condition) -> Condition | None:
+        if model.num_classes:
+            return torch.arange(self.count, device=model.device) % model.num_classes
+        try:
+            model.check_condition(found)
+        except ValueError:
+            return None
+        return cycled(found, self.count)
+
+    def _show(self, trainer: Trainer, images: Tensor) -> None:
+        step, grid = trainer.global_step, tiled(images, _CLASSES)
+        file = Path(trainer.default_root_dir) / "samples" / f"step-{step:07}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, png(grid))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", grid, step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], step)
