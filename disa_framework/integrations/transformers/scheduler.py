@@ -15,7 +15,7 @@ from torch import Tensor
 
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.history import StageRecord, Trajectory
-from disa_framework.sampling.noise import NoiseSource, PhiloxNoise, check_seed
+from disa_framework.sampling.noise import PhiloxNoise, check_seed
 from disa_framework.solvers import Nodes, Table, VPCosine
 from disa_framework.solvers.table import Step, state_precision
 
@@ -88,8 +88,7 @@ class AnnealedScheduler:
         assert self._token is not None, "set_timesteps comes first"
         token, B = self._token, len(sample) // 2
         if token.row == 0:
-            noise = PhiloxNoise(self.seed, torch.arange(B), sample.device)
-            token.begin(sample[:B], noise)
+            token.begin(sample[:B], self.seed)
         x = token.advance(model_output[:B], sample.dtype)
         if token.row == len(token.table):
             self.records.append(token.record(x))
@@ -113,11 +112,13 @@ class _Token:
     def _given(self, nodes: Nodes) -> Step:
         return lambda x, i: self.out
 
-    def begin(self, x: Tensor, noise: NoiseSource) -> None:
-        """Takes the noise `[B, D]` that it begins as, and the source of what steps add."""
+    def begin(self, x: Tensor, seed: int) -> None:
+        """Takes the noise `[B, D]` that it begins as, and the seed of what steps add."""
         x, draws = x.to(state_precision(x.dtype)), self.table.draws
-        self.noise = noise.normal(self.place, x.shape[1:], draws, x.dtype) if draws > 1 else x[None]
-        self.state = self.table.begin(x)
+        self.state, self.noise = self.table.begin(x), x[None]
+        if draws > 1:
+            source = PhiloxNoise(seed, torch.arange(len(x)), x.device)
+            self.noise = source.normal(self.place, x.shape[1:], draws, x.dtype)
 
     def advance(self, out: Tensor, head_dtype: torch.dtype) -> Tensor:
         """The token `[B, D]` after the next row, for which the head gave `out`."""
