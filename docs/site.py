@@ -18,7 +18,7 @@ ELSEWHERE = {
 """Where pages of the project are on the site."""
 API = (
     "schedules", "solvers", "sampling", "models", "tokenizers", "module", "data", "metrics", "prediction", "search",
-    "measure", "diagnostics", "app.page", "hub", "testing",
+    "measure", "diagnostics", "app.page", "hub", "integrations.transformers", "testing",
 )  # fmt: skip
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 

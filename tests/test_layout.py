@@ -43,6 +43,7 @@ FLOORS = (
     ("prediction", "search"),
     ("diagnostics", "app"),
     ("cli",),
+    ("integrations",),
 )
 PLAIN = FLOORS[: FLOORS.index(("toy.mixture",)) + 1]
 """These know PyTorch alone, and print nothing."""

@@ -88,6 +88,19 @@ class Spaced(Grid):
 
 
 @dataclass(frozen=True)
+class Linspace(Grid):
+    """Even steps from the last timestep down to 0, rounded, with clean in the place of 0: VibeVoice's published grid,
+    and what diffusers calls `timestep_spacing="linspace"`. `Spaced` evaluates the head at timestep 0, too."""
+
+    def nodes(self, process: Process, steps: int) -> Nodes:
+        vp = _variance_preserving(self, process)
+        check_steps(steps)
+        stride = (vp.timesteps - 1) / steps  # multiplied after it is rounded, as published, which moves some halves
+        places = {round(i * stride) for i in range(1, steps + 1)}
+        return vp.nodes((*sorted(places - {0}, reverse=True), _CLEAN))
+
+
+@dataclass(frozen=True)
 class Strided(Grid):
     """Timesteps at an integer stride, cut at `clip`, then clean: the published grid for DDIM.
 

@@ -9,15 +9,21 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from disa_framework.runtime.devices import constant
+from disa_framework.values import LATER
+
+Factor = float | Tensor
+"""Of token or noise in `x_t`, for all tokens or for each."""
+
+Prediction = Literal["noise", "v"]
 
 
 @dataclass(frozen=True)
@@ -104,24 +110,35 @@ class Process(ABC):
         """`(P, Q)` such that `x_0 = P x + Q out`."""
 
     @abstractmethod
-    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """What the head should predict for this pair."""
+    def target(self, clean: Tensor, noise: Tensor, alpha: Factor | None = None, sigma: Factor | None = None) -> Tensor:
+        """What the head should predict for this pair, mixed with the factors `alpha` and `sigma`.
+
+        Raises:
+            ValueError: if it depends on the factors, and they are not given.
+        """
 
 
 @dataclass(frozen=True)
 class VPCosine(Process):
     """Variance-preserving process with cosine betas (Nichol & Dhariwal, arXiv 2102.09672, eq. 17).
 
-    The head predicts the noise from a timestep 0 … `timesteps - 1`.
+    The head predicts from a timestep 0 … `timesteps - 1`.
 
     Args:
         timesteps: number of training timesteps.
         learns_variance: whether the head also predicts the variance value of eq. 15.
+        predicts: the noise, or `v = alpha noise - sigma x_0` (Salimans & Ho, arXiv 2202.00512, appendix D).
     """
 
     timesteps: int = 1000
     learns_variance: bool = False
+    predicts: Prediction = field(default="noise", metadata=LATER)
     clean: ClassVar[float] = -1.0
+
+    def __post_init__(self) -> None:
+        known = get_args(Prediction)
+        if self.predicts not in known:
+            raise ValueError(f"predicts must be one of {', '.join(known)}, got {self.predicts!r}")
 
     @cached_property
     def betas(self) -> tuple[float, ...]:
@@ -169,13 +186,17 @@ class VPCosine(Process):
         return above - 1 + math.log(bar / high) / math.log(low / high)
 
     def to_noise(self, alpha: float, sigma: float) -> tuple[float, float]:
-        return 0.0, 1.0
+        return (0.0, 1.0) if self.predicts == "noise" else (sigma, alpha)
 
     def to_clean(self, alpha: float, sigma: float) -> tuple[float, float]:
-        return 1 / alpha, -sigma / alpha
+        return (1 / alpha, -sigma / alpha) if self.predicts == "noise" else (alpha, -sigma)
 
-    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
-        return noise
+    def target(self, clean: Tensor, noise: Tensor, alpha: Factor | None = None, sigma: Factor | None = None) -> Tensor:
+        if self.predicts == "noise":
+            return noise
+        if alpha is None or sigma is None:
+            raise ValueError("what a head that predicts v should predict depends on the time: give alpha and sigma")
+        return alpha * noise - sigma * clean
 
 
 @dataclass(frozen=True)
@@ -206,5 +227,5 @@ class RectifiedFlow(Process):
     def to_clean(self, alpha: float, sigma: float) -> tuple[float, float]:
         return 1.0, -sigma
 
-    def target(self, clean: Tensor, noise: Tensor) -> Tensor:
+    def target(self, clean: Tensor, noise: Tensor, alpha: Factor | None = None, sigma: Factor | None = None) -> Tensor:
         return noise - clean

@@ -27,7 +27,7 @@ def gaussian_head(process: Process, mean: float = MEAN, std: float = STD) -> Den
         def step(x: Tensor, i: int) -> Tensor:
             alpha, sigma = nodes.alphas[i], nodes.sigmas[i]
             share = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
-            out = process.target(mean + alpha * std**2 * share, sigma * share)
+            out = process.target(mean + alpha * std**2 * share, sigma * share, alpha, sigma)
             # The value 0 asks for a variance half-way between the bounds.
             return torch.cat((out, torch.zeros_like(out)), dim=-1) if process.learns_variance else out
 

@@ -181,7 +181,7 @@ class MixtureAR(ARDiffusionModel[MixtureState]):
 
         def head(x: Tensor, factors: tuple[float, float]) -> Tensor:
             parts = x.squeeze(-1).chunk(len(x) // mean.shape[1])
-            outs = [self.process.target(*exact_posterior(part, w, mean, variance, *factors))
+            outs = [self.process.target(*exact_posterior(part, w, mean, variance, *factors), *factors)
                     for part, w in zip(parts, weights, strict=False)]  # fmt: skip
             return torch.cat(outs)[..., None]
 

@@ -41,7 +41,7 @@ def to_a_point(point: Tensor, process: Process) -> Denoiser:
         def step(x: Tensor, i: int) -> Tensor:
             alpha, sigma = nodes.alphas[i], nodes.sigmas[i]
             last.append((x - alpha * point) / sigma if sigma else last[-1])
-            return process.target(point.expand_as(x), last[-1])
+            return process.target(point.expand_as(x), last[-1], alpha, sigma)
 
         return step
 

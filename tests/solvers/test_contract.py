@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from disa_framework.solvers import (
     DDIM,
@@ -13,6 +14,7 @@ from disa_framework.solvers import (
     EulerMaruyama,
     Heun,
     Karras,
+    Linspace,
     LogSNR,
     PowerTime,
     Process,
@@ -32,7 +34,7 @@ from disa_framework.solvers import (
 )
 from disa_framework.testing import SolverContract
 
-VP, FLOW, LEARNED = VPCosine(), RectifiedFlow(), VPCosine(learns_variance=True)
+VP, FLOW, LEARNED, VELOCITY = VPCosine(), RectifiedFlow(), VPCosine(learns_variance=True), VPCosine(predicts="v")
 VARIANCE_PRESERVING = [
     DDPM(), DDPM(Spaced(), "small"), DDPM(variance="large"), DDIM(), DDIM(eta=1.0),
     *(kind(order) for kind in (DPMSolver, DPMSolverPP) for order in (1, 2, 3)),
@@ -45,6 +47,7 @@ OF_FLOWS = [
 CASES = [
     *((solver, VP) for solver in VARIANCE_PRESERVING),
     *((solver, LEARNED) for solver in (DDPM(), DDPM(Spaced(), "learned"), DDIM(), DPMSolverPP())),
+    *((solver, VELOCITY) for solver in (DDPM(), DDIM(eta=1.0), DPMSolver(), DPMSolverPP(2, Linspace()))),
     *((solver, FLOW) for solver in OF_FLOWS),
 ]
 
@@ -70,7 +73,9 @@ ANY = [
 
 
 class TestOfAnyProcess(TestSolver):
-    @pytest.fixture(params=[(s, p) for s in ANY for p in (VP, FLOW)], ids=lambda case: f"{case[0]}, {case[1]}")
+    @pytest.fixture(
+        params=[(s, p) for s in ANY for p in (VP, FLOW, VELOCITY)], ids=lambda case: f"{case[0]}, {case[1]}"
+    )
     def case(self, request: pytest.FixtureRequest) -> tuple[Solver, Process]:
         return request.param
 
@@ -100,6 +105,8 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "predicts no variance": lambda: DDPM(variance="learned").table(VP, 1),
     "row 0 reads an m from before": lambda: Table(VPCosine().nodes([9]), (Row(P=0, Q=1, A=1, B=1, C=1),)),
     "row 1 reads an m from before": lambda: Table(VPCosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
+    "predicts must be one of noise, v": lambda: VPCosine(predicts="velocity"),  # type: ignore[arg-type]
+    "give alpha and sigma": lambda: VELOCITY.target(torch.zeros(1), torch.ones(1)),
     "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(RectifiedFlow(), 5),
 }
 

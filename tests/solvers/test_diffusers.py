@@ -16,6 +16,7 @@ from disa_framework.solvers import (
     DPMSolver,
     DPMSolverPP,
     Grid,
+    Linspace,
     Nodes,
     Process,
     Solver,
@@ -56,11 +57,11 @@ def noises(count: int) -> Tensor:
     return torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(count)])
 
 
-def ours(solver: Solver, steps: int) -> Tensor:
+def ours(solver: Solver, steps: int, process: Process = PROCESS) -> Tensor:
     def denoise(nodes: Nodes) -> Step:
         return lambda x, i: head(x, nodes.times[i])
 
-    return solver.sample(denoise, PROCESS, steps, lambda draws, dtype: noises(draws).to(dtype))
+    return solver.sample(denoise, process, steps, lambda draws, dtype: noises(draws).to(dtype))
 
 
 def scheduler_of(kind: Any, **options: Any) -> Any:
@@ -151,3 +152,22 @@ def test_unipc_agrees(steps: int) -> None:
     scheduler.timesteps = torch.tensor([int(t) for t in times])
     scheduler.sigmas = torch.cat((((1 - bars) / bars).sqrt(), torch.zeros(1, dtype=torch.float64)))
     assert_agree(ours(solver, steps), theirs(scheduler, times))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 14, 15, 20, 50])
+def test_dpm_solver_agrees_where_the_head_predicts_v(steps: int) -> None:
+    # VibeVoice's scheduler as it is published, with betas and times of its own.
+    options = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    scheduler: Any = DPMSolverMultistepScheduler(**options)
+    scheduler.set_timesteps(steps)
+    times = tuple(map(float, scheduler.timesteps))
+    solver, process = DPMSolverPP(grid=Linspace()), VPCosine(predicts="v")
+    assert solver.table(process, steps).nodes.times == times
+    assert_agree(ours(solver, steps, process), theirs(scheduler, times))
+
+
+def test_even_steps_are_those_of_diffusers() -> None:
+    scheduler: Any = DPMSolverMultistepScheduler()
+    for steps in range(1, 1000):
+        scheduler.set_timesteps(steps)
+        assert Linspace().nodes(PROCESS, steps).times[:-1] == tuple(scheduler.timesteps.tolist()), steps

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from disa_framework.solvers import Spaced, Strided, UniformTime, VPCosine
+from disa_framework.solvers import Linspace, Spaced, Strided, UniformTime, VPCosine
 from disa_framework.solvers.ddpm import posterior
 from disa_framework.solvers.grid import spaced_timesteps, strided_timesteps
 
@@ -36,6 +36,12 @@ def test_strided_timesteps_are_the_published_ones() -> None:
                 strided_timesteps(int(steps), 1000, 980)
         else:
             assert list(strided_timesteps(int(steps), 1000, 980)) == times, steps
+
+
+def test_the_grid_of_vibevoice_is_the_published_one() -> None:
+    assert Linspace().nodes(PROCESS, 5).times == (999, 799, 599, 400, 200, -1)
+    assert Linspace().nodes(PROCESS, 10).times[:6] == (999, 899, 799, 699, 599, 500)
+    assert Linspace().nodes(PROCESS, 1).times == (999, -1)
 
 
 @pytest.mark.parametrize("steps", [37, 41, 43, 45, 47, 49])

@@ -1,0 +1,1 @@
+"""Step annealing within other libraries, one folder for each."""
