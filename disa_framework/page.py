@@ -48,7 +48,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 def section(name: str, image: bytes) -> str:
     """A PNG under its name, as HTML."""
-    source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    source, name = f"data:image/png;base64,{base64.b64encode(image).decode()}", html.escape(name)
     return f'<h2>{name}</h2><img src="{source}" alt="{name}">'
 
 

@@ -59,7 +59,7 @@ def test_a_search_leaves_what_images_are_drawn_with(tmp_path: Path, capsys: pyte
     assert len(sampled) == 14 and all(1 <= float(row["guidance"]) <= 2 for row in sampled)
     assert len({row["temperature"] for row in sampled}) > 2
     assert all(1.1 <= float(row["temperature"]) <= 1.2 for row in sampled if row["solver"].startswith("DDPM"))
-    assert (folder / "report.html").read_text().count("data:image/png") == 4
+    assert (folder / "report.html").read_text().count("data:image/png") == 4 + 2  # of the winner and the baseline
 
     best = min((row for row in rows if row["state"] == "whole"), key=lambda row: float(row["distance"]))
     assert best["budget"].split() == [*map(str, found.sampling.budget)]

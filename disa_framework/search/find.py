@@ -144,6 +144,8 @@ class _Search:
             self._objective().check()
         asked = self.folder.place("study.db") if plan.storage is None else plan.storage
         storage = open_storage(str(asked)) if isinstance(asked, str | Path) else asked
+        if isinstance(asked, Path):
+            _log.info("the trials can be watched: optuna-dashboard sqlite:///%s", asked)
         check_identity(storage, plan.study_name, self._identity())
         objective = self._objective()
         objective.check()

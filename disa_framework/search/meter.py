@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from disa_framework.callbacks.sample_writers import Images, png, tiled
 from disa_framework.data.requests import Request, RequestData, predict, predictor
 from disa_framework.measure.cases import placed
 from disa_framework.measure.latency import measure_latency
@@ -109,6 +111,17 @@ class Meter(Callback):
         """Seconds per sample with each of the configs, timed in turn on this process alone."""
         with self.on_device():
             return measure_latency(self.module, self.batch(), self.batch_size, samplings, repeats=_TIMED)
+
+    def picture(self, sampling: SamplingConfig, count: int = 20) -> bytes | None:
+        """A PNG of the first samples, the same noise for every config; `None` where samples are no images."""
+        condition = None if self.condition is None else cycled(self.condition, count)
+        with self.on_device(), torch.inference_mode():
+            samples = self.module.drawing(sampling).draw(condition, torch.arange(count))
+        try:
+            Images().check(samples.shape[1:])
+        except ValueError:
+            return None
+        return png(tiled(Images().prepare(samples).cpu()))
 
     def batch(self) -> Condition | None:
         """The condition of the first samples, as many as are drawn together."""

@@ -134,7 +134,7 @@ def write_page(
     notes: Sequence[str] = (),
 ) -> None:
     """A page in one file: the comparison, the Pareto front, budgets of the stages, the trials, importance of the
-    parameters."""
+    parameters, and what the first and the last config draw from the same noise."""
     pictures = {
         "Distance and cost": picture(lambda axes: _plot_front(axes, study, objective, rows), _HEIGHT),
         "Steps of each stage": picture(lambda axes: _plot_budgets(axes, samplings), _HEIGHT),
@@ -144,6 +144,10 @@ def write_page(
         pictures["The trials"] = picture(lambda axes: _plot_trials(axes, study, made_small), _HEIGHT)
     if weights := importance(study):
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
+    first, *_, last = (*samplings, *samplings)
+    for name in dict.fromkeys((first, last)):
+        if drawn := objective.meter.picture(samplings[name]):
+            pictures[f"Drawn with {name}"] = drawn
     body = [page.paragraph(text) for text in (summary(study), *notes)]
     if rows:
         body.append(page.table(table(rows, objective.costs.unit)))

@@ -12,10 +12,16 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna import Study
 
+from disa_framework.callbacks.sample_writers import png, tiled
+from disa_framework.metrics.images import to_uint8
+from disa_framework.module import ARDiffusionModule
+from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import Constant, Linear
 from disa_framework.search.finalists import candidates, choose, compare
+from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Objective, sampling_of
 from disa_framework.search.report import (
     cost_error,
@@ -27,6 +33,7 @@ from disa_framework.search.report import (
 )
 from disa_framework.search.study import ranked, search
 from disa_framework.solvers import DDPM
+from tests.models.tiny import tiny_mar
 from tests.search.small import STAGES, Faulty, mixture_module, mixture_objective, per_stage
 
 BASE = mixture_module().sampling
@@ -111,7 +118,18 @@ def test_the_page_shows_everything_in_one_file(study: Study, objective: Objectiv
     assert "A &lt;title&gt;" in page and "a &lt;note&gt;" in page and "http" not in page
     assert page.count("<tr>") == 1 + len(rows)
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
-    assert len(pictures) == 4 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
+    assert len(pictures) == 4 + 2 and all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
+
+
+def test_what_two_configs_draw_is_shown_from_the_same_noise() -> None:
+    module = ARDiffusionModule(tiny_mar(latent_channels=1), SamplingConfig(Constant(3), num_stages=2))
+    meter = Meter(module, None, torch.tensor([0, 1]), 4, {"accelerator": "cpu"})
+    shown = {steps: meter.picture(replace(module.sampling, schedule=Constant(steps)), 6) for steps in (3, 2)}
+    with torch.inference_mode():
+        drawn = module.draw(torch.tensor([0, 1] * 3), torch.arange(6))
+    assert shown[3] == png(tiled(to_uint8(drawn))) != shown[2]
+    other = ARDiffusionModule(tiny_mar(latent_channels=4), module.sampling)
+    assert Meter(other, None, None, 4, {"accelerator": "cpu"}).picture(module.sampling) is None  # no images
 
 
 @pytest.mark.parametrize("name", [r"$\frac$.yaml", "$$", r"a$^_{\$", "<b>&.yaml", "漢字 😀", "x" * 250])
