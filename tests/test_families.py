@@ -35,12 +35,13 @@ from disa_framework.solvers import (
 from disa_framework.toy.digits import CAPTIONS
 from disa_framework.toy.mixture import MixtureAR
 
-FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "harmon")
+FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon")
 DIFFUSION = [
     DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),
     DPMSolver(3), DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3), DPMSolver(1, UniformTime()),
 ]  # fmt: skip
-FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), EulerMaruyama(Uniform())]
+FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), EulerMaruyama(Uniform()),
+        EulerMaruyama(final_step="flow")]  # fmt: skip
 
 
 def tiny_digits(name: str) -> ARDiffusionModel:
@@ -60,7 +61,7 @@ def tiny_digits(name: str) -> ARDiffusionModel:
 
 
 @pytest.mark.filterwarnings("ignore:no integer stride")
-@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal"])
+@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal", "spherear"])
 def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
     model = tiny_digits(name)
     solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, VPCosine) else [*FLOW]
