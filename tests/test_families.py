@@ -47,7 +47,7 @@ FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), Euler
 def tiny_digits(name: str) -> ARDiffusionModel:
     """The model of a configuration on digits, narrowed, with weights that are nowhere zero."""
     described = yaml.safe_load(Path(find_config(f"digits/{name}")).read_text())["model"]
-    small = {"head_width": 64, "head_depth": 1, "width": 16, "depth": 1}
+    small = {"head_width": 64, "head_depth": 1, "modulations": 1, "width": 16, "depth": 1}
     options = {
         option: next((small[part] for part in small if option.endswith(part)), value)
         for option, value in described["init_args"].items()

@@ -185,16 +185,16 @@ def _positions(class_tokens: int, side: int) -> Tensor:
     return torch.cat((image.new_zeros(class_tokens, 2), image))
 
 
-def spherear_base() -> SphereAR:
+def spherear_b() -> SphereAR:
     """SphereAR-B: 204 million parameters, 256x256 ImageNet."""
     return SphereAR()
 
 
-def spherear_large() -> SphereAR:
+def spherear_l() -> SphereAR:
     """SphereAR-L: 476 million parameters."""
     return SphereAR(width=1024, depth=32, heads=16, head_depth=8, head_width=1024)
 
 
-def spherear_huge() -> SphereAR:
+def spherear_h() -> SphereAR:
     """SphereAR-H: 944 million parameters."""
     return SphereAR(width=1280, depth=40, heads=20, head_depth=12, head_width=1280, modulations=3)
