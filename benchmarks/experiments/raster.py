@@ -37,7 +37,7 @@ CONFIG, BATCH, SAMPLES = "digits/spherear", 500, 250
 MENU = (2, 3, 5, 7, 10, 14, 20, 28)
 SOLVERS: dict[str, tuple[Solver, tuple[int, ...], tuple[tuple[int, int], ...]]] = {
     # constant steps, and the ends of ramps
-    "Euler-Maruyama": (EulerMaruyama(final_step="flow"), (50, 25, 10, 5), ((20, 10), (16, 4))),
+    "Euler-Maruyama": (EulerMaruyama(final_step="flow"), (101, 50, 25, 10, 5), ((20, 10), (12, 8), (16, 4))),
     "DPM-Solver++": (DPMSolverPP(grid=Uniform()), (10, 5, 3), ((10, 4), (7, 3))),
 }
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.nn.attention import KVCache, Past
-from disa_framework.nn.diffusion_head import DiffusionHead
-from disa_framework.nn.gated import VelocityHead
+from disa_framework.nn.diffusion_head import DiffusionHead, TokenHead
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.nn.transformer import Block
 from disa_framework.sampling.config import SamplingConfig
@@ -82,7 +81,8 @@ class RasterAR(ARDiffusionModel[RasterState]):
 
     @property
     @abstractmethod
-    def head(self) -> DiffusionHead | VelocityHead: ...
+    def head(self) -> TokenHead:
+        """What draws a token, given `z`."""
 
     @abstractmethod
     def embed_classes(self, labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 head whose blocks share modulations (Ke & Xue, arXiv 2509.24335).
 
 Letters: `...` any leading axes, `B` batch, `L` sequence length, `w` width, `D` token channels, `Z` width of the
-conditioning, `n` tokens of a stage, `G` guidance branches (1 or 2).
+conditioning.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from disa_framework.nn.adaln import RMSNorm, modulate
 from disa_framework.nn.attention import AttentionLayer, Past, attend
+from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.nn.region import Region
 from disa_framework.nn.rotary import rotated
 from disa_framework.nn.time import TimestepEmbedding
 from disa_framework.nn.transformer import check_heads
-from disa_framework.sampling.guidance import Guidance, guided
-from disa_framework.solvers.process import Nodes, RectifiedFlow
-from disa_framework.solvers.table import Denoiser
+from disa_framework.solvers.process import RectifiedFlow
 
 _MULTIPLE = 256  # of the hidden width in the transformer
 
@@ -128,20 +127,24 @@ class GatedMLPHead(nn.Module):
         return self.final_layer(x, y)
 
 
-class VelocityHead(nn.Module):
+class VelocityHead(TokenHead):
     """The head on single tokens, its sampling, and its loss. As published it is told `1000 (1 - t)`, from noise on, and
     its output is the velocity the other way round, `x_0 - noise`."""
 
     def __init__(
         self, channels: int, cond_width: int, depth: int, width: int, modulations: int, process: RectifiedFlow
     ) -> None:
-        super().__init__()
-        self.process = process
+        super().__init__(process)
         self.net = GatedMLPHead(channels, cond_width, depth, width, modulations)
 
     def embed_times(self, t: Tensor) -> Tensor:
-        """What the network is told of times `[...]` from 1 (noise) to 0: `[..., w]`."""
         return self.net.time_embed(1000 * (1 - t))
+
+    def embed_cond(self, z: Tensor) -> Tensor:
+        return self.net.cond_embed(z)
+
+    def predict(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.net(x, y)
 
     def forward(self, clean: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Velocity `[..., D]` of noisy tokens.
@@ -153,17 +156,4 @@ class VelocityHead(nn.Module):
             noise: `[..., D]`.
         """
         noisy = torch.lerp(clean, noise, t[..., None].to(clean))
-        return -self.net(noisy, self.embed_times(t) + self.net.cond_embed(z))
-
-    def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
-        """The head of one stage, guided by `scale` within the interval of `guidance`.
-
-        Args:
-            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
-        """
-        cond = self.net.cond_embed(z)
-
-        def embed(nodes: Nodes) -> Tensor:
-            return self.embed_times(nodes.on(z.device))
-
-        return guided(lambda x, time: -self.net(x, time + cond[: len(x)]), embed, self.process, guidance, scale)
+        return self.predict(noisy, self.embed_times(t) + self.embed_cond(z))
