@@ -24,6 +24,7 @@ SCHEDULES: dict[str, tuple[StepSchedule, StepSchedule]] = {
     "mar": (Constant(25), Linear(10, 2)),
     "emigm": (Constant(8), Linear(8, 4)),
     "causal": (Constant(25), Linear(20, 5)),
+    "spherear": (Constant(25), Linear(25, 10)),
     "harmon": (Constant(25), Linear(10, 2)),
     "flowar": (Constant(25), Linear(25, 5)),
     "xar": (Constant(50), Linear(50, 15)),

@@ -35,18 +35,19 @@ from disa_framework.solvers import (
 from disa_framework.toy.digits import CAPTIONS
 from disa_framework.toy.mixture import MixtureAR
 
-FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "harmon")
+FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon")
 DIFFUSION = [
     DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),
     DPMSolver(3), DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3), DPMSolver(1, UniformTime()),
 ]  # fmt: skip
-FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), EulerMaruyama(Uniform())]
+FLOW = [Euler(), Euler(Halves()), Heun(), Heun(Halves()), EulerMaruyama(), EulerMaruyama(Uniform()),
+        EulerMaruyama(final_step="flow")]  # fmt: skip
 
 
 def tiny_digits(name: str) -> ARDiffusionModel:
     """The model of a configuration on digits, narrowed, with weights that are nowhere zero."""
     described = yaml.safe_load(Path(find_config(f"digits/{name}")).read_text())["model"]
-    small = {"head_width": 64, "head_depth": 1, "width": 16, "depth": 1}
+    small = {"head_width": 64, "head_depth": 1, "modulations": 1, "width": 16, "depth": 1}
     options = {
         option: next((small[part] for part in small if option.endswith(part)), value)
         for option, value in described["init_args"].items()
@@ -60,7 +61,7 @@ def tiny_digits(name: str) -> ARDiffusionModel:
 
 
 @pytest.mark.filterwarnings("ignore:no integer stride")
-@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal"])
+@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal", "spherear"])
 def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
     model = tiny_digits(name)
     solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, VPCosine) else [*FLOW]

@@ -31,7 +31,7 @@ from disa_framework.toy.digits import DigitsData
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_mar
-from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -251,7 +251,11 @@ class Data(LightningDataModule):
         return DataLoader(TensorDataset(self.images, torch.arange(4) % self.num_classes), batch_size=4)
 
 
-@pytest.mark.parametrize("make", [tiny_mar, tiny_flowar, tiny_xar, tiny_causal], ids=["mar", "flowar", "xar", "causal"])
+@pytest.mark.parametrize(
+    "make",
+    [tiny_mar, tiny_flowar, tiny_xar, tiny_causal, tiny_sphere],
+    ids=["mar", "flowar", "xar", "causal", "sphere"],
+)
 @pytest.mark.parametrize("change", [(1, 0, 0), (0, 4, 4), (0, -1, -1), (0, 0, 4), ()], ids=str)
 def test_data_of_another_size_than_the_models_are_refused_before_the_first_step(
     make: Callable[[], ARDiffusionModel], change: tuple[int, ...], tmp_path: Path

@@ -27,7 +27,7 @@ from disa_framework.solvers import DDPM, EulerMaruyama, RectifiedFlow, VPCosine
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_emigm, tiny_mar
-from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
 
 LAZY = Lazy(refresh=2, share=0.2, start=1)
@@ -39,6 +39,7 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "flowar with cross-attention": lambda: tiny_flowar(cross_attention=True),
     "xar": tiny_xar,
     "causal": lambda: tiny_causal(latent_size=4),
+    "spherear": tiny_sphere,
     "harmon": lambda: tiny_harmon(TINY_VOCABULARY),
     "lazy harmon": lambda: tiny_harmon(TINY_VOCABULARY, depth=2),
     "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),

@@ -25,7 +25,7 @@ from disa_framework.schedules import Constant
 from disa_framework.solvers import DDPM, Euler, VPCosine
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.tiny import tiny_mar
-from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 from tests.models.tiny_harmon import tiny_harmon
 
 LABELS = torch.arange(6) % 3
@@ -43,7 +43,7 @@ def draw(model: ARDiffusionModel, bf16: bool = False) -> Tensor:
         return generate(half, LABELS, sampling)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [tiny_mar, tiny_flowar, tiny_xar], ids=["mar", "flowar", "xar"])
+@pytest.mark.parametrize("make", [tiny_mar, tiny_flowar, tiny_xar, tiny_sphere], ids=["mar", "flowar", "xar", "sphere"])
 def test_latents_in_bf16_are_close_to_those_of_the_same_noise_in_float32(
     make: Callable[[], ARDiffusionModel],
 ) -> None:

@@ -55,7 +55,7 @@ def convert(
             _check_target(Path(path), overwrite)
     checkpoint = read_checkpoint(source)
     if vae and not checkpoint.autoencoder:
-        raise ValueError(f"there is no autoencoder in {source}: leave --vae out")
+        raise ValueError(f"there is no KL autoencoder in {source}: leave --vae out")
     described, name = model or checkpoint.model, None
     lines = [f"{source}: {checkpoint.layout}"]
     if described is None:

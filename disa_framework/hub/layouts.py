@@ -53,6 +53,8 @@ def split(state: Weights) -> tuple[Weights, Weights]:
         autoencoder = {k.removeprefix("vae."): t for k, t in state.items() if k.startswith("vae.")}
         tied = {TIED[0]: state[TIED[1]]} if TIED[1] in state else {}
         return tied | {k: t for k, t in state.items() if not k.startswith("vae.")}, autoencoder
+    if "pos_for_diff.weight" in state:  # SphereAR, whose autoencoder this package has not
+        return {k: t for k, t in state.items() if not k.startswith("vae.")}, {}
     if "quant_conv.weight" in state:  # an autoencoder of latent diffusion, whose discriminator is in its loss
         return {k: t for k, t in state.items() if not k.startswith("loss.")}, {}
     return state, {}

@@ -91,6 +91,15 @@ def _harmon(size: str, mar: str, millions: float) -> Published:
     )  # fmt: skip
 
 
+def _spherear(letter: str, millions: float) -> Published:
+    size = letter.lower()
+    return Published(
+        f"SphereAR-{letter}, {millions} million parameters, ImageNet 256x256, without a licence",
+        repo="guolinke/SphereAR", files=(f"SphereAR_{letter}.pt",),
+        constructor=f"models.spherear_{size}", sign="pos_for_diff.weight", config=f"spherear/{size}",
+    )  # fmt: skip
+
+
 def _qwen(size: str) -> Published:
     return Published(
         f"tokenizer of Qwen2.5-{size}-Instruct, Harmon's language model", repo=f"Qwen/Qwen2.5-{size}-Instruct",
@@ -124,6 +133,9 @@ PUBLISHED = {
         url=_DROPBOX.format("hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh"), mib=254,
         constructor="tokenizers.Autoencoder", sign="quant_conv.weight",
     ),
+    "spherear-b": _spherear("B", 204.5),
+    "spherear-l": _spherear("L", 476.4),
+    "spherear-h": _spherear("H", 943.9),
     "qwen2.5-0.5b": _qwen("0.5B"),
     "qwen2.5-1.5b": _qwen("1.5B"),
     "adm-in256-stats": Published(

@@ -1,4 +1,4 @@
-"""MAR's diffusion head: an MLP on single tokens, and its training loss (arXiv 2406.11838, section 3).
+"""Heads on single tokens, and MAR's diffusion head: an MLP, and its training loss (arXiv 2406.11838, section 3).
 
 Letters: `...` any leading axes, `D` token channels, `Z` width of the conditioning, `w` width of the head,
 `B` batch, `n` tokens of a stage, `G` guidance branches (1 or 2).
@@ -7,6 +7,7 @@ Letters: `...` any leading axes, `D` token channels, `Z` width of the conditioni
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from disa_framework.nn.region import Region
 from disa_framework.nn.time import TimestepEmbedding
 from disa_framework.sampling.guidance import Guidance, guided
 from disa_framework.solvers.ddpm import posterior
-from disa_framework.solvers.process import Nodes, VPCosine
+from disa_framework.solvers.process import Nodes, Process, VPCosine
 from disa_framework.solvers.table import Denoiser
 
 
@@ -76,16 +77,61 @@ class MLPHead(nn.Module):
         return self.final_layer(x, y)
 
 
-class DiffusionHead(nn.Module):
+class TokenHead(nn.Module, ABC):
+    """A head that is told times and conditioning as the sum of two embeddings.
+
+    Args:
+        process: on which it is trained.
+    """
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+
+    @abstractmethod
+    def embed_times(self, t: Tensor) -> Tensor:
+        """Embeds times `[...]` of the process as `[..., w]`."""
+
+    @abstractmethod
+    def embed_cond(self, z: Tensor) -> Tensor:
+        """Embeds conditioning `[..., Z]` as `[..., w]`."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the process says that the head predicts of `x [..., D]`, under the sum of the embeddings `[..., w]`."""
+
+    def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
+        """The head of one stage, guided by `scale` within the interval of `guidance`.
+
+        Args:
+            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
+        """
+        cond = self.embed_cond(z)
+
+        def embed(nodes: Nodes) -> Tensor:
+            return self.embed_times(nodes.on(z.device))
+
+        return guided(lambda x, time: self.predict(x, time + cond[: len(x)]), embed, self.process, guidance, scale)
+
+
+class DiffusionHead(TokenHead):
     """The head, its sampling, and its loss: squared error of the noise, plus a variational bound for the variance."""
 
     tables: Tensor
 
     def __init__(self, channels: int, cond_width: int, depth: int, width: int, process: VPCosine) -> None:
-        super().__init__()
-        self.process = process
+        super().__init__(process)
         self.net = MLPHead(channels, cond_width, depth, width)
         self.register_buffer("tables", _training_tables(process), persistent=False)
+
+    def embed_times(self, t: Tensor) -> Tensor:
+        return self.net.time_embed(t)
+
+    def embed_cond(self, z: Tensor) -> Tensor:
+        return self.net.cond_embed(z)
+
+    def predict(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net(x, y)
 
     def forward(self, clean: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each token, without reduction.
@@ -101,23 +147,10 @@ class DiffusionHead(nn.Module):
         """
         alpha, sigma, *posterior_tables = self.tables[t].unsqueeze(-2).unbind(-1)
         noisy = alpha * clean + sigma * noise
-        out, value = self.net(noisy, self.net.time_embed(t) + self.net.cond_embed(z)).chunk(2, dim=-1)
+        out, value = self.predict(noisy, self.embed_times(t) + self.embed_cond(z)).chunk(2, dim=-1)
         predicted = (noisy - sigma * out.detach()) / alpha
         bound = _bound(clean, noisy, predicted, value, posterior_tables)
         return (noise - out).square().mean(-1), torch.where(t == 0, bound[1], bound[0])
-
-    def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
-        """The head of one stage, guided by `scale` within the interval of `guidance`.
-
-        Args:
-            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
-        """
-        net, cond = self.net, self.net.cond_embed(z)
-
-        def embed(nodes: Nodes) -> Tensor:
-            return net.time_embed(nodes.on(z.device))
-
-        return guided(lambda x, time: net(x, time + cond[: len(x)]), embed, self.process, guidance, scale)
 
 
 def _training_tables(process: VPCosine) -> Tensor:

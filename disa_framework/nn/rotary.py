@@ -1,4 +1,4 @@
-"""Rotary positions on a square, and self-attention with them, as FlowAR and xAR have them.
+"""Rotary positions on a square, and self-attention with them, as FlowAR, xAR and SphereAR have them.
 
 Letters: `B` batch, `L` sequence length, `w` width, `h` heads, `d = w / h` width of a head, `s` side of a grid.
 """
@@ -25,7 +25,15 @@ def grid_positions(side: int) -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-class RotaryEmbedding(nn.Module):
+class _Unrounded(nn.Module):
+    """Base of what keeps its buffers as precise as they were made."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with unrounded(self):
+            return super()._apply(fn, recurse)
+
+
+class RotaryEmbedding(_Unrounded):
     """Rotary embedding (arXiv 2104.09864) of rows in the first half of a head and of columns in the second.
 
     Args:
@@ -48,10 +56,6 @@ class RotaryEmbedding(nn.Module):
             self.register_buffer("freqs_cos", turns.real.clone())
             self.register_buffer("freqs_sin", turns.imag.clone())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        with unrounded(self):
-            return super()._apply(fn, recurse)
-
     def table(self, positions: Tensor) -> Tensor:
         """The turn of each pair of channels at `positions [L, 2]`, complex `[L, d / 2]`."""
         angles = (positions.to(self.freqs)[..., None] * precise(self.freqs)).flatten(1)
@@ -63,6 +67,26 @@ class RotaryEmbedding(nn.Module):
         return torch.complex(cos, sin)
 
 
+class RotaryTable(_Unrounded):
+    """The turns of tokens that stand in the same places in every image; files hold nothing of it.
+
+    Args:
+        width: `d`.
+        positions: `[L, 2]`, where they stand.
+    """
+
+    turns: Tensor
+
+    def __init__(self, width: int, positions: Tensor) -> None:
+        super().__init__()
+        turns = RotaryEmbedding(width).table(positions)
+        self.register_buffer("turns", torch.view_as_real(turns), persistent=False)
+
+    def forward(self, place: slice) -> Tensor:
+        """Those of the tokens at `place`, complex `[l, d / 2]`."""
+        return torch.view_as_complex(self.turns[place])
+
+
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turns neighbouring channels of `x [B, L, h, d]`, which are a pair, by a table `[L, d / 2]`."""
     if torch.compiler.is_compiling():  # which knows how to fuse real numbers, and leaves complex ones alone
@@ -72,6 +96,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(precise(x).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(x.dtype)
+
+
+def rotated(qkv: Tensor, heads: int, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, turned, and values, `[B, h, L, d]` each, of their joint projection `[B, L, 3 w]`."""
+    parts, both = qkv.unflatten(-1, (3 * heads, -1)), 2 * heads
+    q, k = rotate(parts[:, :, :both], table).transpose(1, 2).chunk(2, dim=1)
+    return q, k, parts[:, :, both:].transpose(1, 2)
 
 
 class RotaryAttention(AttentionLayer):
@@ -95,9 +126,7 @@ class RotaryAttention(AttentionLayer):
         self.rope = RotaryEmbedding(width // heads, positions)
 
     def forward(self, x: Tensor, table: Tensor, past: Past | None = None, mask: Tensor | None = None) -> Tensor:
-        qkv, both = self.qkv(x).unflatten(-1, (3 * self.heads, -1)), 2 * self.heads
-        q, k = rotate(qkv[:, :, :both], table).transpose(1, 2).chunk(2, dim=1)  # [B, h, L, d]
-        v = qkv[:, :, both:].transpose(1, 2)
+        q, k, v = rotated(self.qkv(x), self.heads, table)
         if past:
             k, v = past.cache.write(past.start, k, v)
         x = attend(q, k, v, mask, dropout=self.dropout if self.training else 0.0, backend=self.backend)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Uniform
 from disa_framework.solvers.process import Process, RectifiedFlow
 from disa_framework.solvers.table import Row, Table
-from disa_framework.values import check_numbers
+from disa_framework.values import LATER, check_numbers
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,25 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """The reverse SDE with diffusion coefficient `2 t`, as published for xAR; no noise at the last step.
+    """The reverse SDE with diffusion coefficient `2 t`, as published for xAR and SphereAR; no noise at the last step.
 
     With `score = -((1 - t) v + x) / t`, the drift `v - t score` is `(2 - t) v + x`.
 
     Args:
-        grid: times; xAR's is `Uniform(last=0.04)`.
+        grid: times; those of both are `Uniform(last=0.04)`.
         temperature: factor on the noise of each step.
+        final_step: what it follows: the SDE's drift, as xAR's does, or the flow, as SphereAR's, which is then one
+            of Euler's.
     """
 
     grid: Grid = Uniform(last=0.04)
     temperature: float = 1.0
+    final_step: Literal["drift", "flow"] = field(default="drift", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_numbers(EulerMaruyama.__init__, vars(self))
+        if self.final_step not in ("drift", "flow"):
+            raise ValueError(f"final_step must be 'drift' or 'flow', got {self.final_step!r}")
 
     def build(self, process: Process, steps: int) -> Table:
         _check_flow(self, process)
@@ -84,6 +90,8 @@ class EulerMaruyama(Solver):
 
     def _row(self, t: float, end: float, last: bool) -> Row:
         dt = end - t
+        if last and self.final_step == "flow":
+            return Row(P=0, Q=1, A=1, B=dt)
         noise = 0.0 if last else self.temperature * math.sqrt(2 * t * -dt)
         return Row(P=0, Q=1, A=1 + dt, B=(2 - t) * dt, S=noise)
 

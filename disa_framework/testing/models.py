@@ -104,7 +104,7 @@ class ModelContract:
     Attributes:
         tolerance: between a sample drawn alone and in company, relative to the largest value.
         keeps_tokens: whether latents consist of the drawn tokens as they are; False where later stages
-            refine earlier ones.
+            refine earlier ones, or a model changes what is drawn.
         trained_share: share of the parameters that one batch gives a gradient.
     """
 

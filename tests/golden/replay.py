@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.golden import emigm, flowar, harmon, mar, vae, xar
+from tests.golden import emigm, flowar, harmon, mar, spherear, vae, xar
 from tests.golden.case import Case, Report
 
 REPLAYS = {
@@ -15,6 +15,8 @@ REPLAYS = {
     "harmon": harmon.replay,
     "mar": mar.replay_sampling,
     "mar_train": mar.replay_training,
+    "spherear": spherear.replay_sampling,
+    "spherear_train": spherear.replay_training,
     "vae": vae.replay,
     "xar": xar.replay_sampling,
     "xar_train": xar.replay_training,

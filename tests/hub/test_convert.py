@@ -106,7 +106,7 @@ def test_a_harmon_is_converted_with_or_without_its_autoencoder(
         (["last.ckpt", "m.safetensors"], "like mar-base, but it lacks encoder_blocks.*say which model it is"),
         (["last.ckpt", "m.safetensors", "--model", "digits/mar"], r"does not fit disa_framework\.models\.MAR: it"),
         (["last.ckpt", "m.safetensors", "--model", "nowhere"], "no configuration 'nowhere'"),
-        (["last.ckpt", "m.safetensors", "--model", "config.yaml", "--vae", "v.safetensors"], "there is no autoencoder"),
+        (["last.ckpt", "m.safetensors", "--model", "config.yaml", "--vae", "v.safetensors"], "no KL autoencoder"),
         (["last.ckpt", "m.pth", "--model", "config.yaml"], r"is a \.safetensors file, not m\.pth"),
         (["last.ckpt", "old.safetensors", "--model", "config.yaml"], "is there already: give another name, or --over"),
         (["half.ckpt", "m.safetensors"], r"half\.ckpt is damaged or not a checkpoint: it is cut"),

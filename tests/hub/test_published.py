@@ -13,15 +13,16 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from disa_framework import Guidance
+from disa_framework import Guidance, models
 from disa_framework.cli.predict import predict
-from disa_framework.hub import load_model, loading
+from disa_framework.hub import convert, load_model, loading
 from disa_framework.hub.checkpoint import write_checkpoint
+from disa_framework.hub.layouts import split
 from disa_framework.hub.loading import recognize
 from disa_framework.hub.published import PUBLISHED
-from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR
+from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, SphereAR
 from tests.models.tiny import TINY, draw, filled, tiny_mar
-from tests.models.tiny_flow import FLOWAR, XAR_OPTIONS
+from tests.models.tiny_flow import FLOWAR, SPHEREAR, XAR_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "tests/golden/data/manifests"
@@ -53,7 +54,7 @@ def test_the_documentation_lists_every_published_file() -> None:
 @pytest.mark.parametrize("manifest", NAMES)
 def test_a_published_file_is_recognized(manifest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # which it needs for no family
-    assert recognize(published(manifest), "file.pth") == NAMES[manifest]
+    assert recognize(split(published(manifest))[0], "file.pth") == NAMES[manifest]
 
 
 def test_every_published_model_has_a_manifest() -> None:
@@ -94,6 +95,7 @@ CAUSAL = {
 }  # fmt: skip
 FAMILIES: dict[str, tuple[type[ARDiffusionModel], dict[str, Any]]] = {
     "MAR": (MAR, TINY), "FlowAR": (FlowAR, FLOWAR), "XAR": (XAR, XAR_OPTIONS), "CausalAR": (CausalAR, CAUSAL),
+    "SphereAR": (SphereAR, SPHEREAR),
 }  # fmt: skip
 
 
@@ -216,6 +218,10 @@ EMIGM = {
 """Guided stages of eMIGM (arXiv 2503.07197): of few, and of many."""
 
 
+SPHERE = {"spherear/b": 4.5, "spherear/l": 4.6, "spherear/h": 4.5}
+"""Guidance of SphereAR (arXiv 2509.24335)."""
+
+
 def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """A configuration, as the command reads it."""
     with pytest.raises(SystemExit):
@@ -225,7 +231,7 @@ def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_every_published_model_has_a_configuration() -> None:
     configs = {entry.config: entry.model for entry in PUBLISHED.values() if entry.config}
-    assert configs.keys() == {*PAPER, *EMIGM}
+    assert configs.keys() == {*PAPER, *EMIGM, *SPHERE}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -268,3 +274,31 @@ def test_configurations_of_emigm_are_the_published_ones(name: str, capsys: pytes
         }
         assert config["solver"]["init_args"] == {"order": 3, "grid": grid, "stretch": pytest.approx(1000 / 996)}
         assert config["stage_sizes"]["class_path"].endswith("BinomialSizes")
+
+
+@pytest.mark.parametrize("name", SPHERE)
+def test_configurations_of_spherear_are_the_published_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
+    config = configured(name, capsys)
+    assert config["model"]["class_path"] == entry.model["class_path"]
+    assert config["schedule"]["class_path"].endswith(".Constant")
+    assert config["schedule"]["init_args"] == {"steps": 101}
+    assert Guidance(**config["guidance"]) == Guidance(SPHERE[name], "linear")
+    solver = config["solver"]["init_args"]
+    assert config["solver"]["class_path"].endswith(".EulerMaruyama") and solver["final_step"] == "flow"
+    assert solver["grid"]["init_args"] == {"last": 0.04}
+
+
+def test_spherear_is_loaded_without_its_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = filled(SphereAR(**SPHEREAR), 0.2, torch.Generator().manual_seed(0))
+    vae = {"vae.quant_proj.weight": torch.ones(17, 2), "vae.encoder.norm.weight": torch.ones(2)}
+    averaged, trained = ({**vae, **{k: f * t for k, t in saved.state_dict().items()}} for f in (1.0, 2.0))
+    torch.save({"model": trained, "ema": averaged, "steps": 7}, tmp_path / "SphereAR_B.pt")
+    monkeypatch.setattr(models, "spherear_b", lambda: SphereAR(**SPHEREAR))
+    loaded = load_model(tmp_path / "SphereAR_B.pt")
+    converted = convert(tmp_path / "SphereAR_B.pt", tmp_path / "b.safetensors")
+    assert converted.name == "spherear-b"
+    for model in (loaded, load_model(tmp_path / "b.safetensors")):
+        assert torch.equal(draw(model, LABELS), draw(saved, LABELS))
+    with pytest.raises(ValueError, match="no KL autoencoder"):
+        convert(tmp_path / "SphereAR_B.pt", tmp_path / "c.safetensors", vae=tmp_path / "v.safetensors")

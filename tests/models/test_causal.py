@@ -10,7 +10,7 @@ from torch import Tensor
 
 from disa_framework import Guidance
 from disa_framework.models import CausalAR, Proposal
-from disa_framework.models.causal import CausalState
+from disa_framework.models.causal import RasterState
 from disa_framework.nn.tokens import patchify
 from tests.models.tiny import begin, calls, draw, filled, share_left
 
@@ -56,7 +56,7 @@ def test_drawing_with_a_cache_is_conditioned_as_training_is(guidance: Guidance) 
 
 def test_tokens_are_drawn_in_raster_order() -> None:
     model = tiny()
-    state: CausalState = begin(model)
+    state: RasterState = begin(model)
     with torch.inference_mode():
         for stage in range(9):
             state = model.accept(state, model.propose(state, stage), torch.full((2, 1, 4), float(stage)))

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon
+from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon, SphereAR
 from disa_framework.sampling.condition import Condition
 from disa_framework.solvers import Process, RectifiedFlow, VPCosine
 from disa_framework.testing import ModelContract
 from disa_framework.toy.mixture import MixtureAR
 from examples.sequence import SequenceAR
 from tests.models.tiny import TINY, filled, tiny_mar
-from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, save_tokenizer, tiny_harmon
 
 
@@ -60,6 +60,14 @@ class TestCausalAR(ModelContract):
             depth=2, heads=2, head_depth=2, head_width=16,
         )  # fmt: skip
         return filled(model, 0.2, torch.Generator().manual_seed(0))
+
+
+class TestSphereAR(ModelContract):
+    keeps_tokens = False  # which go back on the sphere
+
+    @pytest.fixture(params=[1, 3], ids=lambda count: f"{count} class tokens")
+    def model(self, request: pytest.FixtureRequest) -> SphereAR:
+        return tiny_sphere(class_tokens=request.param)
 
 
 class TestFlowAR(ModelContract):

@@ -17,13 +17,14 @@ from disa_framework.runtime.compiling import compile_regions, missing_for_compil
 from disa_framework.schedules import Constant, PerStage, StepSchedule
 from disa_framework.solvers import DDPM, Euler, Solver
 from tests.models.tiny import tiny_mar
-from tests.models.tiny_flow import tiny_flowar, tiny_xar
+from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 
 CASES: dict[str, tuple[Callable[[], ARDiffusionModel], Solver, PerStage]] = {
     "MAR": (lambda: tiny_mar(latent_size=8, patch_size=2), DDPM(), PerStage((9, 8, 7, 6, 5, 4, 3, 2))),
     "FlowAR v1": (tiny_flowar, Euler(), PerStage((7, 5, 2))),
     "FlowAR v2": (lambda: tiny_flowar(cross_attention=True), Euler(), PerStage((7, 5, 2))),
     "xAR": (tiny_xar, Euler(), PerStage((7, 5, 4, 2))),
+    "SphereAR": (tiny_sphere, Euler(), PerStage((7, 6, 5, 4, 3, 2, 2, 2, 2))),
 }
 
 

@@ -41,8 +41,8 @@ VARIANCE_PRESERVING = [
     DPMSolver(2, Spaced(950)), DPMSolverPP(3, Spaced(950)),
 ]  # fmt: skip
 OF_FLOWS = [
-    Euler(), Heun(), EulerMaruyama(), Euler(Uniform(0.1)), DDIM(Uniform()), DDIM(Uniform(), eta=1.0),
-    *(DPMSolverPP(order, Uniform()) for order in (1, 2, 3)),
+    Euler(), Heun(), EulerMaruyama(), EulerMaruyama(final_step="flow"), Euler(Uniform(0.1)), DDIM(Uniform()),
+    DDIM(Uniform(), eta=1.0), *(DPMSolverPP(order, Uniform()) for order in (1, 2, 3)),
 ]  # fmt: skip
 CASES = [
     *((solver, VP) for solver in VARIANCE_PRESERVING),

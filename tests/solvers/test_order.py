@@ -138,6 +138,7 @@ def moments(table: Table, process: Process) -> tuple[float, float]:
         (DDPM(Spaced(), "large"), VPCosine()),
         (DDIM(Spaced(), eta=1.0), VPCosine()),
         (EulerMaruyama(Uniform()), RectifiedFlow()),
+        (EulerMaruyama(Uniform(), final_step="flow"), RectifiedFlow()),
     ],
     ids=str,
 )
