@@ -107,7 +107,7 @@ def _constructor(class_path: str) -> Callable[..., nn.Module]:
         found = None
     if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(_PACKAGE):
         return found
-    if callable(found) and any(class_path == published.model["class_path"] for published in PUBLISHED.values()):
+    if callable(found) and class_path in {f"{_PACKAGE}{name}" for known in PUBLISHED.values() for name in known.makers}:
         return found
     raise ValueError(f"{class_path} is no model of disa_framework: build it yourself, load_model(path, model=…)")
 

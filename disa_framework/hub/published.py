@@ -49,6 +49,11 @@ class Published:
         return tuple(f"{root}/{file}" for file in self.files) or (root,)
 
     @property
+    def makers(self) -> tuple[str, ...]:
+        """What builds the model, and the part that tells its size, by their places in the package."""
+        return tuple(filter(None, (self.constructor, self.sized_by and self.sized_by[0])))
+
+    @property
     def model(self) -> dict[str, Any]:
         """What a converted file says of its model."""
         return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": {}}
@@ -110,6 +115,11 @@ PUBLISHED = {
     "xar-huge": _ren("xAR", "huge", "H", 1186.0, "pred.weight"),
     "harmon-0.5b": _harmon("0.5b", "mar_base", 210.9),
     "harmon-1.5b": _harmon("1.5b", "mar_huge", 951.1),
+    "unipic-1.5b": Published(
+        "UniPic-1.5B, 954.0 million parameters and its language model, text to image, MIT licence",
+        repo="Skywork/Skywork-UniPic-1.5B", files=("pytorch_model.bin",), constructor="models.unipic_1_5b",
+        sign="mar.fake_latent", sized_by=("models.harmon.unipic_mar", "mar."), config="unipic/1_5b",
+    ),
     "emigm-xsmall": _emigm("xsmall", "XS", 69.0, 256),
     "emigm-small": _emigm("small", "S", 96.6, 256),
     "emigm-base": _emigm("base", "B", 207.9, 256),

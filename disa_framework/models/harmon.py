@@ -1,4 +1,5 @@
 """Harmon, text to image: a MAR with a causal language model between encoder and decoder (Wu et al., arXiv 2503.21979).
+UniPic-1 is the same network (Wang et al., arXiv 2508.03320).
 
 Letters: `B` batch, `N` image tokens, `D` token channels, `T` prompt tokens, `S` buffer slots, `m` visible tokens,
 `L = m + S` image tokens that the language model reads, `n` tokens of a stage, `w` width of the MAR's encoder,
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
-from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
+from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge, published_sizes
 from disa_framework.nn.precise import unrounded
 from disa_framework.nn.tokens import gather_tokens, patchify, unpatchify
 from disa_framework.runtime.devices import bring
@@ -435,6 +436,9 @@ def _transformers() -> ModuleType:
     return transformers
 
 
+_QWEN_1_5B = Qwen2(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
+
+
 def harmon_0_5b(
     tokenizer: str | None = None,
     image_size: ImageSize = 512,
@@ -452,5 +456,20 @@ def harmon_1_5b(
     freeze_llm: bool = False,
 ) -> Harmon:
     """Harmon-1.5B: MAR-H around Qwen2.5-1.5B-Instruct."""
-    llm = Qwen2(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
-    return Harmon(mar_huge(), llm, tokenizer, image_size, attn_implementation, freeze_llm)
+    return Harmon(mar_huge(), _QWEN_1_5B, tokenizer, image_size, attn_implementation, freeze_llm)
+
+
+def unipic_mar() -> MAR:
+    """That of UniPic-1: MAR-H for 512x512 pixels, with another process."""
+    return MAR(latent_size=32, max_beta=0.2, **published_sizes(1280, 20, 16, 12, 1536))
+
+
+def unipic_1_5b(
+    tokenizer: str | None = None,
+    image_size: ImageSize = 1024,
+    attn_implementation: AttnImplementation = "sdpa",
+    freeze_llm: bool = False,
+) -> Harmon:
+    """UniPic-1.5B, which draws 1024x1024 pixels as 4,096 tokens, around Qwen2.5-1.5B-Instruct. Its published file also
+    holds a vision encoder, which drawing has no use for."""
+    return Harmon(unipic_mar(), _QWEN_1_5B, tokenizer, image_size, attn_implementation, freeze_llm)

@@ -15,6 +15,7 @@ REPLAYS = {
     "harmon": harmon.replay,
     "mar": mar.replay_sampling,
     "mar_train": mar.replay_training,
+    "unipic": harmon.replay,
     "vae": vae.replay,
     "xar": xar.replay_sampling,
     "xar_train": xar.replay_training,

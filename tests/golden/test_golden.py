@@ -58,3 +58,14 @@ def test_a_published_size_has_exactly_the_published_keys_and_shapes(name: str) -
         model = getattr(models, name.removesuffix("_256"))()
     assert {name: list(t.shape) for name, t in model.state_dict().items()} == manifest["keys"]
     assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]
+
+
+@pytest.mark.parametrize("name", ["harmon_1_5b", "unipic_1_5b"])
+def test_a_published_harmon_has_what_is_published_beside_its_language_model(name: str) -> None:
+    manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
+    with torch.device("meta"):
+        model = getattr(models, name)()
+    own = {name: list(t.shape) for name, t in model.state_dict().items() if not name.startswith("llm.")}
+    others = ("vae.", "siglip2_proj.")  # which drawing has no use for
+    assert own == {name: shape for name, shape in manifest["keys"].items() if not name.startswith(others)}
+    assert model.latent_shape == (16, *({"harmon": (32, 32), "unipic": (64, 64)}[name[:6]]))

@@ -197,6 +197,7 @@ PAPER: dict[str, tuple[int | None, tuple[int, int], int, tuple[float, str, list[
     "xar/huge": (None, (50, 15), 50, (2.2, "linear", [0, 1]), "EulerMaruyama"),
     "harmon/0_5b": (64, (50, 5), 50, (3.0, "constant", [0, 1]), "DDPM"),
     "harmon/1_5b": (64, (50, 5), 50, (3.0, "constant", [0, 1]), "DDPM"),
+    "unipic/1_5b": (32, (50, 5), 100, (3.0, "constant", [0, 1]), "DDPM"),
 }
 GRIDS = {
     "DDPM": ("Spaced", {"clip": 950}),
@@ -246,8 +247,10 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     grid, options = GRIDS[solver]
     expected = {"class_path": f"disa_framework.solvers.{grid}", "init_args": options}
     assert annealed["solver"]["init_args"]["grid"] == expected
-    if name.startswith("mar/"):  # whose baseline has more stages, and starts from the last timestep
-        stages, expected = 256, {**expected, "init_args": {"clip": None}}
+    if name.startswith(("mar/", "unipic/")):  # whose baselines start from the last timestep
+        expected = {**expected, "init_args": {"clip": None}}
+    if name.startswith("mar/"):
+        stages = 256
     assert baseline["num_stages"] == stages and baseline["solver"]["init_args"]["grid"] == expected
 
 
