@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,11 @@ class Published:
     @property
     def model(self) -> dict[str, Any]:
         """What a converted file says of its model."""
-        return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": {}}
+        return self.model_with({})
+
+    def model_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, with arguments that files beside the weights say."""
+        return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": dict(options)}
 
 
 def _mar(size: str, letter: str, millions: float, mib: int, place: str, key: str) -> Published:
@@ -96,6 +101,19 @@ def _harmon(size: str, mar: str, millions: float) -> Published:
     )  # fmt: skip
 
 
+def _nova(size: str, width: int, millions: float) -> Published:
+    name = size.replace(".", "_")
+    return Published(
+        f"NOVA-{size.upper()}, {millions} million parameters beside Phi-2, text to image, Apache-2.0 licence",
+        repo=f"BAAI/nova-d48w{width}-sdxl1024", constructor=f"models.nova_{name}", sign="mask_embed.bos_token",
+        files=(
+            "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json",
+            "scheduler/scheduler_config.json",
+        ),
+        config=f"nova/{name}",
+    )  # fmt: skip
+
+
 def _qwen(size: str) -> Published:
     return Published(
         f"tokenizer of Qwen2.5-{size}-Instruct, Harmon's language model", repo=f"Qwen/Qwen2.5-{size}-Instruct",
@@ -129,6 +147,9 @@ PUBLISHED = {
     "emigm-small-512": _emigm("small", "S", 132.1, 512),
     "emigm-base-512": _emigm("base", "B", 244.2, 512),
     "emigm-large-512": _emigm("large", "L", 478.4, 512),
+    "nova-0.3b": _nova("0.3b", 768, 363.9),
+    "nova-0.6b": _nova("0.6b", 1024, 645.7),
+    "nova-1.4b": _nova("1.4b", 1536, 1449.8),
     "kl16": Published(
         "KL-16, the autoencoder of all of them at 256x256, 66.5 million parameters",
         url=_DROPBOX.format("hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh"), mib=254,

@@ -3,5 +3,6 @@
 from disa_framework.tokenizers.autoencoder import Autoencoder
 from disa_framework.tokenizers.base import Frozen, Identity, SpaceToDepth, Tokenizer
 from disa_framework.tokenizers.deep import DeepAutoencoder
+from disa_framework.tokenizers.folder import KLAutoencoder
 
-__all__ = ["Autoencoder", "DeepAutoencoder", "Frozen", "Identity", "SpaceToDepth", "Tokenizer"]
+__all__ = ["Autoencoder", "DeepAutoencoder", "Frozen", "Identity", "KLAutoencoder", "SpaceToDepth", "Tokenizer"]

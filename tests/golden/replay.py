@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.golden import emigm, flowar, harmon, mar, vae, xar
+from tests.golden import emigm, flowar, harmon, mar, nova, vae, xar
 from tests.golden.case import Case, Report
 
 REPLAYS = {
@@ -15,6 +15,7 @@ REPLAYS = {
     "harmon": harmon.replay,
     "mar": mar.replay_sampling,
     "mar_train": mar.replay_training,
+    "nova": nova.replay,
     "unipic": harmon.replay,
     "vae": vae.replay,
     "xar": xar.replay_sampling,

@@ -25,8 +25,13 @@ from tests.models.tiny_flow import FLOWAR, XAR_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "tests/golden/data/manifests"
+NOVAS = {
+    "nova_d48w768_sdxl1024": "nova-0.3b",
+    "nova_d48w1024_sdxl1024": "nova-0.6b",
+    "nova_d48w1536_sdxl1024": "nova-1.4b",
+}
 NAMES = {name: name.replace("vae_", "").replace("_256", "").replace("_5b", ".5b").replace("_", "-")
-    for name in sorted(path.stem for path in MANIFESTS.glob("*.json"))}  # fmt: skip
+    for name in sorted(path.stem for path in MANIFESTS.glob("*.json"))} | NOVAS  # fmt: skip
 
 
 def published(manifest: str) -> dict[str, Tensor]:
@@ -217,6 +222,9 @@ EMIGM = {
 """Guided stages of eMIGM (arXiv 2503.07197): of few, and of many."""
 
 
+NOVA = ("nova/0_3b", "nova/0_6b", "nova/1_4b")
+
+
 def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """A configuration, as the command reads it."""
     with pytest.raises(SystemExit):
@@ -226,7 +234,7 @@ def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_every_published_model_has_a_configuration() -> None:
     configs = {entry.config: entry.model for entry in PUBLISHED.values() if entry.config}
-    assert configs.keys() == {*PAPER, *EMIGM}
+    assert configs.keys() == {*PAPER, *EMIGM, *NOVA}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -236,7 +244,7 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
     for config in (annealed, baseline):
         assert config["model"]["class_path"] == entry.model["class_path"]
-        everywhere = {"interval": interval, "stages": [0.0, 1.0], "reuse": 1}
+        everywhere = {"interval": interval, "stages": [0.0, 1.0], "reuse": 1, "start": 1.0}
         assert config["guidance"] == {"scale": scale, "schedule": ramp, **everywhere}
         assert config["solver"]["class_path"] == f"disa_framework.solvers.{solver}"
     assert annealed["num_stages"] == stages
@@ -271,3 +279,18 @@ def test_configurations_of_emigm_are_the_published_ones(name: str, capsys: pytes
         }
         assert config["solver"]["init_args"] == {"order": 3, "grid": grid, "stretch": pytest.approx(1000 / 996)}
         assert config["stage_sizes"]["class_path"].endswith("BinomialSizes")
+
+
+@pytest.mark.parametrize("name", NOVA)
+def test_configurations_of_nova_are_the_published_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
+    forms = ((name, 64, 5.0), (f"{name}-128", 128, 7.0), (f"{name}-annealed", 64, 5.0))
+    for form, stages, scale in forms:
+        config = configured(form, capsys)
+        assert config["model"]["class_path"] == entry.model["class_path"] and config["num_stages"] == stages
+        assert Guidance(**config["guidance"]) == Guidance(scale, "constant")
+        steps = {"early": 25, "late": 5} if form.endswith("annealed") else {"steps": 25}
+        assert config["schedule"]["init_args"] == steps
+        assert config["solver"]["class_path"] == "disa_framework.solvers.Euler"
+        assert config["solver"]["init_args"]["grid"]["init_args"] == {"last": 0.001}  # of a scheduler without a shift
+        assert config["tokenizer"]["class_path"].endswith("KLAutoencoder")
