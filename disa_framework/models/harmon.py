@@ -205,7 +205,7 @@ class Harmon(ARDiffusionModel[MARState]):
         image, key = torch.arange(L, device=ids.device), torch.arange(T + L, device=ids.device)
         prompt, earlier = key < lengths[:, None, None], (key >= T) & (key <= T + image[:, None])
         hidden = ~(prompt | earlier)[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self.llm.dtype, device=ids.device).masked_fill(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=self.llm.dtype, device=ids.device).masked_fill_(hidden, -torch.inf)
         return Context(cache, lengths[:, None] + image, mask, self.positions)
 
     def follow(self, x: Tensor, context: Context) -> Tensor:

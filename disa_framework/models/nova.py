@@ -181,10 +181,10 @@ class NOVA(ARDiffusionModel[MARState]):
 
     def states(self, prompts: Sequence[str]) -> Tensor:
         """What the encoder of texts makes of prompts, `[B, T, Z]`; of an empty one, the padding alone."""
-        rows = self.tokenize(prompts)
         padding = self.text_embed.weight[: self.text_length]
-        if not any(rows):
-            return padding.expand(len(rows), -1, -1)
+        if not any(prompts):  # which needs no tokenizer
+            return padding.expand(len(prompts), -1, -1)
+        rows = self.tokenize(prompts)
         ids = bring(pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True), self.device)
         lengths = bring(torch.tensor([len(row) for row in rows]), self.device)
         # Padding comes last, so nothing of a causal language model looks at it.

@@ -65,6 +65,7 @@ def test_what_it_cannot_read_is_refused(tmp_path: Path) -> None:
         draw(tiny_nova(), ["a green cat"])
     with pytest.raises(ValueError, match="no text_encoder: give its folder or hub name"):
         draw(tiny_nova(text_encoder=None), ["a cat"])
+    assert draw(tiny_nova(text_encoder=None)).isfinite().all()  # of nothing in particular
     with pytest.raises(OSError, match="AutoTokenizer finds none at"):
         draw(tiny_nova(text_encoder=str(tmp_path)), ["a cat"])
 
