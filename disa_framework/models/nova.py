@@ -299,7 +299,7 @@ class NOVA(ARDiffusionModel[MARState]):
         """Draws on the CPU (the number of masked tokens decides shapes), then moves to `device`."""
         B, N, R = batch_size, self.num_tokens, self.diffusion_batch_mul
         order = torch.rand(B, N, generator=generator).argsort(dim=1)
-        m = N - round((1 - truncated_normal(*self.mask_ratio, generator)) * N)
+        m = max(1, N - round((1 - truncated_normal(*self.mask_ratio, generator)) * N))
         dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
         if isinstance(self.process, RectifiedFlow):
             times = (TIMES * torch.randn(R, B, m, generator=generator).sigmoid()).long().clamp(max=TIMES - 1)

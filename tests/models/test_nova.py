@@ -118,6 +118,12 @@ def test_the_loss_is_the_squared_error_at_the_times_that_are_drawn(process: Any)
     assert model.tables[300, 1].item() == pytest.approx(0.3 if process == "flow" else VPCosine().nodes([300]).sigmas[0])
 
 
+def test_a_token_is_masked_at_least() -> None:
+    model, generator = tiny_nova(mask_ratio_mean=0.01, mask_ratio_min=0.001), torch.Generator().manual_seed(0)
+    masked = [model.training_draws(1, torch.device("cpu"), generator).masked for _ in range(50)]
+    assert min(masked) == 1 and max(masked) > 4
+
+
 def test_what_it_cannot_be_made_of_is_refused() -> None:
     for options, message in (
         ({"latent_size": 6}, "not divisible by 4"), ({"process": "sde"}, "one of flow, cosine, got 'sde'"),
