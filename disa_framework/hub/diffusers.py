@@ -65,8 +65,8 @@ def scheduled_by(scheduler: Mapping[str, Any]) -> Scheduled:
     kind, shift = scheduler.get("_class_name"), scheduler.get("shift", 1.0)
     if kind == "FlowMatchEulerDiscreteScheduler":
         # It shifts its least sigma when it is made, and once more with all others.
-        last = _shifted(_shifted(_LEAST_SIGMA, shift), shift)
-        return Scheduled("flow", Euler(Shift(shift=shift, last=last)))
+        least = _shifted(_shifted(_LEAST_SIGMA, shift), shift)
+        return Scheduled("flow", Euler(Shift(shift=shift, least=least)))
     differing = {name: scheduler[name] for name, value in _DDPM.items() if scheduler.get(name, value) != value}
     if kind == "DDPMScheduler" and not differing:
         return Scheduled("cosine", DDPM(Leading(scheduler.get("steps_offset", 0)), variance="small"))

@@ -142,24 +142,24 @@ class Shift(_Along):
     Args:
         first: as of the others.
         shift: `s`.
-        last: time of the last evaluation, as a share of the first one, as diffusers has it; by default the last step is
-            as long as the others, in `u`.
+        least: time of the last evaluation, as a share of the first one, as diffusers has it; by default the last step
+            is as long as the others, in `u`.
     """
 
     shift: float = 3.0
-    last: float | None = field(default=None, metadata=LATER)
+    least: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shift > 0:
             raise ValueError(f"shift must be above 0, got {self.shift}")
-        if self.last is not None and not 0 < self.last < 1:
-            raise ValueError(f"last must lie between 0 and 1, got {self.last}")
+        if self.least is not None and not 0 < self.least < 1:
+            raise ValueError(f"least must lie between 0 and 1, got {self.least}")
 
     def _places(self, steps: int) -> list[float]:
-        if self.last is None:
+        if self.least is None:
             return super()._places(steps)
-        return linspace(1.0, self.last / (self.shift - (self.shift - 1) * self.last), steps - 1)[1:]
+        return linspace(1.0, self.least / (self.shift - (self.shift - 1) * self.least), steps - 1)[1:]
 
     def _curve(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)

@@ -15,12 +15,10 @@ from disa_framework import Guidance, SamplingConfig, generate
 from disa_framework.hub import convert, load_model
 from disa_framework.hub.checkpoint import load_into, read_checkpoint
 from disa_framework.hub.diffusers import scheduled_by
-from disa_framework.models import NOVA
 from disa_framework.models.mar import TrainingDraws
 from disa_framework.models.nova import sine_positions
-from disa_framework.nn.text import Words
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DDPM, Euler, Leading, RectifiedFlow, Shift, Uniform, VPCosine
+from disa_framework.solvers import DDPM, Euler, Leading, RectifiedFlow, Uniform, VPCosine
 from tests.models.tiny import draw
 from tests.models.tiny_harmon import PROMPTS
 from tests.models.tiny_nova import DIFFUSION, FLOW, TINY_NOVA, save_folder, tiny_nova
@@ -203,8 +201,3 @@ def test_guidance_grows_from_its_start() -> None:
     model.image_decoder.denoiser = lambda z, scale, *rest: scales.append(scale) or denoiser(z, scale, *rest)  # type: ignore
     draw(model, PROMPTS[:2], guidance=Guidance(4.0, "linear", start=2.0), num_stages=4)
     assert scales == [2.5, 3.0, 3.5, 4.0]
-
-
-def test_words_of_the_package_are_plain_values() -> None:
-    model = NOVA(**TINY_NOVA, text_encoder=Words(("cat",)))
-    assert model.made_with["text_encoder"] == Words(("cat",)) and Shift(last=0.5).last == 0.5
