@@ -26,10 +26,11 @@ SCHEDULES: dict[str, tuple[StepSchedule, StepSchedule]] = {
     "causal": (Constant(25), Linear(20, 5)),
     "spherear": (Constant(25), Linear(25, 10)),
     "harmon": (Constant(25), Linear(10, 2)),
+    "nova": (Constant(25), Linear(10, 2)),
     "flowar": (Constant(25), Linear(25, 5)),
     "xar": (Constant(50), Linear(50, 15)),
 }
-PROMPTS = {"harmon": CAPTIONS}  # of families that draw from them, instead of classes
+PROMPTS = {"harmon": CAPTIONS, "nova": CAPTIONS}  # of families that draw from them, instead of classes
 
 
 def main(args: Sequence[str] | None = None) -> None:

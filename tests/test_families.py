@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.hub.loading import build
 from disa_framework.models import ARDiffusionModel
+from disa_framework.nn.text import Words
 from disa_framework.schedules import Linear
 from disa_framework.solvers import (
     DDIM,
@@ -35,7 +37,8 @@ from disa_framework.solvers import (
 from disa_framework.toy.digits import CAPTIONS
 from disa_framework.toy.mixture import MixtureAR
 
-FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon")
+FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon", "nova")
+PROMPTED = ("harmon", "nova")
 DIFFUSION = [
     DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),
     DPMSolver(3), DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3), DPMSolver(1, UniformTime()),
@@ -48,26 +51,29 @@ def tiny_digits(name: str) -> ARDiffusionModel:
     """The model of a configuration on digits, narrowed, with weights that are nowhere zero."""
     described = yaml.safe_load(Path(find_config(f"digits/{name}")).read_text())["model"]
     small = {"head_width": 64, "head_depth": 1, "modulations": 1, "width": 16, "depth": 1}
-    options = {
+    options: dict[str, Any] = {
         option: next((small[part] for part in small if option.endswith(part)), value)
         for option, value in described["init_args"].items()
     }
+    if "text_encoder" in options:
+        options["text_encoder"] = Words(**options["text_encoder"])
     model = build(described["class_path"], options)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    for name, parameter in model.named_parameters():
+        of_norm = parameter.ndim == 1 and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=float(of_norm), std=0.1, generator=generator)
     assert isinstance(model, ARDiffusionModel)
     return model.eval()
 
 
 @pytest.mark.filterwarnings("ignore:no integer stride")
-@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal", "spherear"])
+@pytest.mark.parametrize("name", ["mar", "flowar", "xar", "causal", "spherear", "nova"])
 def test_every_solver_that_fits_draws_with_guidance(name: str) -> None:
-    model = tiny_digits(name)
+    model, asked = tiny_digits(name), [*CAPTIONS[:2]] if name in PROMPTED else torch.tensor([3, 7])
     solvers: list[Solver] = [*DIFFUSION] if isinstance(model.process, VPCosine) else [*FLOW]
     for solver in solvers:
         drawn = [
-            generate(model, torch.tensor([3, 7]), SamplingConfig(Linear(6, 2), solver, guidance=guidance))
+            generate(model, asked, SamplingConfig(Linear(6, 2), solver, guidance=guidance))
             for guidance in (Guidance(), Guidance(2.0), Guidance(2.0, interval=(0.2, 0.8)))
         ]
         assert all(latents.isfinite().all() for latents in drawn), solver
@@ -88,7 +94,7 @@ def test_two_processes_and_a_run_that_goes_on_draw_the_same_files(name: str, tmp
     few = ["--trainer.max_steps", "2", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     fit([*quiet, *few, "--data.batch_size", "8", "--trainer.default_root_dir", str(tmp_path)])
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
-    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--each", "2"] if name == "harmon" else []
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--each", "2"] if name in PROMPTED else []
     drawing = [*quiet, "--ckpt_path", str(tmp_path / "last.ckpt"), "--batch_size", "2", "--schedule", "Constant",
                "--schedule.steps", "2", *(asked or ["--num_images", "6"])]  # fmt: skip
 

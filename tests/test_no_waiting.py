@@ -29,6 +29,7 @@ from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_emigm, tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, TINY_VOCABULARY, tiny_harmon
+from tests.models.tiny_nova import tiny_nova
 
 LAZY = Lazy(refresh=2, share=0.2, start=1)
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
@@ -42,6 +43,7 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "spherear": tiny_sphere,
     "harmon": lambda: tiny_harmon(TINY_VOCABULARY),
     "lazy harmon": lambda: tiny_harmon(TINY_VOCABULARY, depth=2),
+    "nova": tiny_nova,
     "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),
     "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=RectifiedFlow()),
 }

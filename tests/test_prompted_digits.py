@@ -13,6 +13,7 @@ from disa_framework.cli.fit import fit
 from disa_framework.cli.predict import predict
 from disa_framework.metrics import to_uint8
 from disa_framework.models.harmon import Vocabulary, request
+from disa_framework.nn.text import Words
 from disa_framework.schedules import Linear
 from disa_framework.toy.digits import CAPTIONS, digits
 from examples.digits import draw, measure
@@ -36,6 +37,13 @@ def test_the_configuration_knows_the_words_of_the_captions_and_no_others() -> No
     read = [vocabulary.read(request(prompt)) for prompt in (None, *CAPTIONS)]
     assert len({tuple(ids) for ids in read}) == 11
     assert {i for ids in read for i in ids} == set(range(options["llm"]["vocab_size"]))
+
+
+def test_nova_knows_the_words_of_the_captions_and_no_others() -> None:
+    options = yaml.safe_load(Path(find_config("digits/nova")).read_text())["model"]["init_args"]
+    words = {word for caption in CAPTIONS for word in caption.split()}
+    assert set(Words(**options["text_encoder"]).ids) == words and options["text_width"] == len(words)
+    assert options["text_length"] == max(len(caption.split()) for caption in CAPTIONS)
 
 
 def test_it_is_trained_and_draws_the_captions_in_turn(checkpoint: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 
 from disa_framework.cli.common import add_sampling
 from disa_framework.data.conditions import ConditionReader, Labels, Prompts
-from disa_framework.hub.checkpoint import apply_weights, load_weights
+from disa_framework.hub.checkpoint import load_into
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.condition import Condition, cycled
@@ -95,6 +95,6 @@ def load(model: ARDiffusionModel, init: Namespace) -> None:
     beside = [Path(str(path)).with_suffix(".safetensors") for path in init.config or () if path]
     found = init.ckpt_path or next((path for path in reversed(beside) if path.is_file()), None)
     if found:
-        apply_weights(model, load_weights(found), found)
+        load_into(model, found)
     elif any(True for _ in model.parameters()):
         raise ValueError("this model has weights: give a checkpoint with --ckpt_path")

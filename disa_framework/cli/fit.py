@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from disa_framework.callbacks import FiniteLoss, TrainingLines, TrainingSamples
 from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse
 from disa_framework.files import write_atomically
-from disa_framework.hub.checkpoint import apply_weights, load_weights
+from disa_framework.hub.checkpoint import load_into
 from disa_framework.module import ARDiffusionModule
 
 _FIT = """Trains an autoregressive image generator with a diffusion head.
@@ -58,7 +58,7 @@ def fit(args: Sequence[str] | None = None) -> None:
     if 0 in (trainer.max_steps, trainer.max_epochs, trainer.limit_train_batches):
         raise ValueError("nothing would be trained: --trainer.max_steps, max_epochs or limit_train_batches is 0")
     if config.ckpt_path:
-        apply_weights(module.model, load_weights(config.ckpt_path), config.ckpt_path)
+        load_into(module.model, config.ckpt_path)
         _check_training(config.ckpt_path)
     elif (folder / "last.ckpt").exists() and not any(folder.glob("hpc_ckpt_*.ckpt")):  # of SLURM's requeueing
         raise ValueError(

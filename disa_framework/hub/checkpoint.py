@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from disa_framework.hub.diffusers import beside
 from disa_framework.hub.layouts import TIED, find_weights, split
 from disa_framework.hub.reading import FORMAT, METADATA, Weights, locate, read, some
+from disa_framework.values import text
 
 _PLAIN = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -32,12 +34,14 @@ class Checkpoint:
         weights: of the model.
         autoencoder: weights of an autoencoder that lies in the same file, as Harmon's may; else empty.
         model: `class_path` and `init_args` of the model, which a converted file carries; else `None`.
+        options: arguments of a published model that files beside this one say, see `disa_framework.hub.diffusers`.
     """
 
     layout: str
     weights: Weights
     autoencoder: Weights = field(default_factory=dict)
     model: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -61,7 +65,33 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     if broken := [name for name, t in together.items() if not _is_finite(t)]:
         raise ValueError(f"{path} holds NaN or infinite values in {some(broken)}: training diverged")
+    if found := beside(path):
+        options, solver = found
+        layout = f"folder of diffusers, drawn as published with {text(solver)}"
+        return Checkpoint(layout, weights, autoencoder, model, options)
     return Checkpoint(layout, weights, autoencoder, model)
+
+
+def load_into(model: nn.Module, path: str | Path) -> None:
+    """Loads a file of any kind that `read_checkpoint` reads into a model that it has to fit exactly.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `read_checkpoint` and `apply_weights`, or the file is of a model with
+            another process.
+    """
+    checkpoint = read_checkpoint(path)
+    described = checkpoint.model["init_args"] if checkpoint.model else checkpoint.options
+    check_process(getattr(model, "made_with", {}), described, path)
+    apply_weights(model, checkpoint.weights, path)
+
+
+def check_process(own: Mapping[str, Any], described: Mapping[str, Any], source: str | Path) -> None:
+    """Raises a ValueError if arguments of a model name another process than a file does; weights fit either."""
+    asked, trained = own.get("process"), described.get("process")
+    if isinstance(asked, str) and trained not in (asked, None):
+        raise ValueError(
+            f"{source} was trained with the process {trained}, not {asked}: give --model.process {trained}"
+        )
 
 
 def load_weights(path: str | Path) -> Weights:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from disa_framework.hub.checkpoint import misfit, read_checkpoint, write_checkpoint
+from disa_framework.hub.checkpoint import check_process, misfit, read_checkpoint, write_checkpoint
 from disa_framework.hub.loading import blank, recognize
 from disa_framework.hub.published import PUBLISHED
 from disa_framework.hub.reading import Weights
@@ -60,8 +60,9 @@ def convert(
     lines = [f"{source}: {checkpoint.layout}"]
     if described is None:
         name = recognize(checkpoint.weights, source)
-        described = PUBLISHED[name].model
+        described = PUBLISHED[name].model_with(checkpoint.options)
         lines.append(f"{name}: {PUBLISHED[name].description}")
+    check_process(described["init_args"], checkpoint.options, source)
     lines.append(_write(source, Path(target), checkpoint.weights, described, network))
     if vae:
         lines.append(_write(source, Path(vae), checkpoint.autoencoder, PUBLISHED["kl16"].model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -42,13 +43,21 @@ def download(
     published = PUBLISHED[name]
     if url and len(published.addresses) > 1:
         raise ValueError(f"{name} has {len(published.addresses)} files, for which one address will not do")
-    folder = Path(folder) / name if len(published.addresses) > 1 else Path(folder)
+    folder = Path(folder)
     if published.constructor is not None:
         return (_converted(name, published, folder, url, keep, progress),)
-    places = [folder / _file_name(address) for address in published.addresses]
+    places = _places(name, published, folder)
     for number, place in enumerate(places):
         _fetch(published, number, place, url, progress)
     return tuple(places)
+
+
+def _places(name: str, published: Published, folder: Path) -> list[Path]:
+    """Of its files: several have a folder of their own, and a model's single one has its name."""
+    if len(published.addresses) > 1:
+        return [folder / name / file for file in published.files]
+    file = _file_name(published.addresses[0])
+    return [folder / (file if published.constructor is None else f"{name}{Path(file).suffix}")]
 
 
 def _converted(name: str, published: Published, folder: Path, url: str | None, keep: bool, progress: Progress) -> Path:
@@ -56,8 +65,10 @@ def _converted(name: str, published: Published, folder: Path, url: str | None, k
     target = folder / f"{name}.safetensors"
     if target.exists():
         return target
-    original = folder / f"{name}{Path(_file_name(published.addresses[0])).suffix}"
-    _fetch(published, 0, original, url, progress)
+    places = _places(name, published, folder)
+    for number, place in enumerate(places):
+        _fetch(published, number, place, url, progress)
+    original = places[0] if len(places) == 1 else folder / name
     try:
         found = convert(original, target).name
     except ValueError as error:
@@ -66,8 +77,16 @@ def _converted(name: str, published: Published, folder: Path, url: str | None, k
         target.unlink()
         raise ValueError(f"{original} is {found}, not {name}: remove it")
     if not keep:
-        original.unlink()
+        _remove(places, original)
     return target
+
+
+def _remove(places: Sequence[Path], original: Path) -> None:
+    """Removes files, and the folders that they leave empty, up to the one that they lie in."""
+    for place in places:
+        place.unlink()
+        while place != original and not any((place := place.parent).iterdir()):
+            place.rmdir()
 
 
 def _fetch(published: Published, number: int, place: Path, url: str | None, progress: Progress) -> None:

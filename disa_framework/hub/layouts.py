@@ -49,10 +49,11 @@ def find_weights(content: Any, path: Path) -> tuple[str, Weights]:
 
 def split(state: Weights) -> tuple[Weights, Weights]:
     """The model's weights, and those of an autoencoder beside them; what neither needs is left out."""
-    if "mar.fake_latent" in state:  # Harmon
+    if "mar.fake_latent" in state:  # Harmon, and UniPic-1, which sees with siglip2
         autoencoder = {k.removeprefix("vae."): t for k, t in state.items() if k.startswith("vae.")}
         tied = {TIED[0]: state[TIED[1]]} if TIED[1] in state else {}
-        return tied | {k: t for k, t in state.items() if not k.startswith("vae.")}, autoencoder
+        beside = ("vae.", "siglip2.", "siglip2_proj.")
+        return tied | {k: t for k, t in state.items() if not k.startswith(beside)}, autoencoder
     if "pos_for_diff.weight" in state:  # SphereAR, whose autoencoder this package has not
         return {k: t for k, t in state.items() if not k.startswith("vae.")}, {}
     if "quant_conv.weight" in state:  # an autoencoder of latent diffusion, whose discriminator is in its loss

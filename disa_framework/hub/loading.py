@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from disa_framework.hub.checkpoint import apply_weights, misfit, read_checkpoint
+from disa_framework.hub.checkpoint import apply_weights, load_into, misfit, read_checkpoint
 from disa_framework.hub.published import PUBLISHED
 from disa_framework.hub.reading import some
 from disa_framework.models.base import ARDiffusionModel
@@ -34,9 +34,9 @@ def load_model(path: str | Path, model: ARDiffusionModel | None = None, **option
         FileNotFoundError: no such file.
         ValueError: the file is damaged, does not say what it is, or does not fit the model.
     """
-    checkpoint = read_checkpoint(path)
     if model is None:
-        described = checkpoint.model or PUBLISHED[recognize(checkpoint.weights, path)].model
+        checkpoint = read_checkpoint(path)
+        described = checkpoint.model or PUBLISHED[recognize(checkpoint.weights, path)].model_with(checkpoint.options)
         built = build(described["class_path"], {**described["init_args"], **options})
         if not isinstance(built, ARDiffusionModel):
             raise ValueError(f"{path} holds no model that draws: give it to {described['class_path']}(weights=…)")
@@ -44,8 +44,10 @@ def load_model(path: str | Path, model: ARDiffusionModel | None = None, **option
             if name in checkpoint.weights and checkpoint.weights[name].is_floating_point():
                 parameter.data = torch.empty_like(parameter, dtype=checkpoint.weights[name].dtype)
         model = built
-    # Copied, not taken as they lie in the file: how numbers are rounded depends on where they begin in memory.
-    apply_weights(model, checkpoint.weights, path)
+        # Copied, not taken as they lie in the file: how numbers are rounded depends on where they begin in memory.
+        apply_weights(model, checkpoint.weights, path)
+    else:
+        load_into(model, path)
     use_fast_products(model)
     return model.eval()
 
@@ -107,7 +109,7 @@ def _constructor(class_path: str) -> Callable[..., nn.Module]:
         found = None
     if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(_PACKAGE):
         return found
-    if callable(found) and any(class_path == published.model["class_path"] for published in PUBLISHED.values()):
+    if callable(found) and class_path in {f"{_PACKAGE}{name}" for known in PUBLISHED.values() for name in known.makers}:
         return found
     raise ValueError(f"{class_path} is no model of disa_framework: build it yourself, load_model(path, model=…)")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,18 @@ class Published:
         return tuple(f"{root}/{file}" for file in self.files) or (root,)
 
     @property
+    def makers(self) -> tuple[str, ...]:
+        """What builds the model, and the part that tells its size, by their places in the package."""
+        return tuple(filter(None, (self.constructor, self.sized_by and self.sized_by[0])))
+
+    @property
     def model(self) -> dict[str, Any]:
         """What a converted file says of its model."""
-        return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": {}}
+        return self.model_with({})
+
+    def model_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, with arguments that files beside the weights say."""
+        return {"class_path": f"{_PACKAGE}{self.constructor}", "init_args": dict(options)}
 
 
 def _mar(size: str, letter: str, millions: float, mib: int, place: str, key: str) -> Published:
@@ -100,6 +110,19 @@ def _spherear(letter: str, millions: float) -> Published:
     )  # fmt: skip
 
 
+def _nova(size: str, width: int, millions: float) -> Published:
+    name = size.replace(".", "_")
+    return Published(
+        f"NOVA-{size.upper()}, {millions} million parameters beside Phi-2, text to image, Apache-2.0 licence",
+        repo=f"BAAI/nova-d48w{width}-sdxl1024", constructor=f"models.nova_{name}", sign="mask_embed.bos_token",
+        files=(
+            "transformer/diffusion_pytorch_model.safetensors", "transformer/config.json",
+            "scheduler/scheduler_config.json",
+        ),
+        config=f"nova/{name}",
+    )  # fmt: skip
+
+
 def _qwen(size: str) -> Published:
     return Published(
         f"tokenizer of Qwen2.5-{size}-Instruct, Harmon's language model", repo=f"Qwen/Qwen2.5-{size}-Instruct",
@@ -119,6 +142,11 @@ PUBLISHED = {
     "xar-huge": _ren("xAR", "huge", "H", 1186.0, "pred.weight"),
     "harmon-0.5b": _harmon("0.5b", "mar_base", 210.9),
     "harmon-1.5b": _harmon("1.5b", "mar_huge", 951.1),
+    "unipic-1.5b": Published(
+        "UniPic-1.5B, 954.0 million parameters and its language model, text to image, MIT licence",
+        repo="Skywork/Skywork-UniPic-1.5B", files=("pytorch_model.bin",), constructor="models.unipic_1_5b",
+        sign="mar.fake_latent", sized_by=("models.harmon.unipic_mar", "mar."), config="unipic/1_5b",
+    ),
     "emigm-xsmall": _emigm("xsmall", "XS", 69.0, 256),
     "emigm-small": _emigm("small", "S", 96.6, 256),
     "emigm-base": _emigm("base", "B", 207.9, 256),
@@ -128,6 +156,9 @@ PUBLISHED = {
     "emigm-small-512": _emigm("small", "S", 132.1, 512),
     "emigm-base-512": _emigm("base", "B", 244.2, 512),
     "emigm-large-512": _emigm("large", "L", 478.4, 512),
+    "nova-0.3b": _nova("0.3b", 768, 363.9),
+    "nova-0.6b": _nova("0.6b", 1024, 645.7),
+    "nova-1.4b": _nova("1.4b", 1536, 1449.8),
     "kl16": Published(
         "KL-16, the autoencoder of all of them at 256x256, 66.5 million parameters",
         url=_DROPBOX.format("hhmuvaiacrarfg28qxhwz/kl16.ckpt", "l44xipsezc8atcffdp4q7mwmh"), mib=254,

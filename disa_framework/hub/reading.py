@@ -27,7 +27,8 @@ FORMAT = 1
 _USUAL = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
     "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin", "last.ckpt",
+    "diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "transformer/diffusion_pytorch_model.safetensors", "last.ckpt",
 )  # fmt: skip
 _SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 _GATHERED_BY = {

@@ -1,4 +1,5 @@
 """Harmon, text to image: a MAR with a causal language model between encoder and decoder (Wu et al., arXiv 2503.21979).
+UniPic-1 is the same network (Wang et al., arXiv 2508.03320).
 
 Letters: `B` batch, `N` image tokens, `D` token channels, `T` prompt tokens, `S` buffer slots, `m` visible tokens,
 `L = m + S` image tokens that the language model reads, `n` tokens of a stage, `w` width of the MAR's encoder,
@@ -8,12 +9,10 @@ Letters: `B` batch, `N` image tokens, `D` token channels, `T` prompt tokens, `S`
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
-from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge
+from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge, published_sizes
 from disa_framework.nn.precise import unrounded
+from disa_framework.nn.text import Words, check_prompts, library, pretrained, split
 from disa_framework.nn.tokens import gather_tokens, patchify, unpatchify
 from disa_framework.runtime.devices import bring
 from disa_framework.runtime.feature_cache import Backbone
@@ -63,38 +63,16 @@ class Qwen2:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(Words):
     """A tokenizer of whole words, for a language model that is trained from its beginnings.
 
     Attributes:
-        words: of the prompts; what is around every prompt is known besides.
-
-    Raises:
-        ValueError: a word is none.
+        words: of the prompts; what is around every prompt is known besides, and comes first.
     """
-
-    words: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if wrong := [word for word in self.words if _split(word) != [word]]:
-            raise ValueError(f"each of words must be one word, got {wrong[0]!r}")
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Of every word; those around the prompts come first."""
-        known = dict.fromkeys((*_split(request(None)), *_split(request("")), *self.words))
-        return {word: number for number, word in enumerate(known)}
-
-    def read(self, text: str) -> list[int]:
-        """Ids of the words of a text.
-
-        Raises:
-            ValueError: a word is not known.
-        """
-        words = _split(text)
-        if unknown := [word for word in words if word not in self.ids]:
-            raise ValueError(f"the language model does not know {unknown[0]!r}: its words are {', '.join(self.ids)}")
-        return [self.ids[word] for word in words]
+        return self.numbered(*split(request(None)), *split(request("")))
 
 
 @dataclass(frozen=True)
@@ -183,11 +161,8 @@ class Harmon(ARDiffusionModel[MARState]):
         return TokenLayout.published(*self.grid)
 
     def check_condition(self, condition: Condition) -> None:
-        if isinstance(condition, Tensor):
-            raise ValueError("Harmon draws prompts: give texts, not labels")
-        if isinstance(condition, str) or not all(isinstance(prompt, str) for prompt in condition):
-            raise ValueError(f"prompts must be a list of texts, got {condition!r}")
-        self.tokenize(condition)
+        check_prompts(condition, "Harmon")
+        self.tokenize(cast(Sequence[str], condition))
 
     # --- language ---------------------------------------------------------------------------------------
 
@@ -197,7 +172,7 @@ class Harmon(ARDiffusionModel[MARState]):
         source = self.tokenizer_source
         if source is None:
             raise ValueError(f"Harmon has no tokenizer: give its folder or hub name, such as {_EXAMPLE}")
-        return source if isinstance(source, Vocabulary) else _pretrained("AutoTokenizer", source)
+        return source if isinstance(source, Vocabulary) else pretrained("AutoTokenizer", source, _EXAMPLE)
 
     def tokenize(self, prompts: Sequence[str | None]) -> list[list[int]]:
         """Ids of all that the language model reads for each prompt; `None` asks for any image."""
@@ -224,13 +199,13 @@ class Harmon(ARDiffusionModel[MARState]):
     def read(self, ids: Tensor, lengths: Tensor) -> Context:
         """Runs prompts `ids [G B, T]`, as `pad` makes them, through the language model once."""
         T, L = ids.shape[1], self.mar.buffer_size + self.num_tokens
-        cache = _transformers().DynamicCache()
+        cache = library().DynamicCache()
         # Padding comes last, so no token of a prompt looks at it, whether or not it is masked.
         self.llm.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         image, key = torch.arange(L, device=ids.device), torch.arange(T + L, device=ids.device)
         prompt, earlier = key < lengths[:, None, None], (key >= T) & (key <= T + image[:, None])
         hidden = ~(prompt | earlier)[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self.llm.dtype, device=ids.device).masked_fill(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=self.llm.dtype, device=ids.device).masked_fill_(hidden, -torch.inf)
         return Context(cache, lengths[:, None] + image, mask, self.positions)
 
     def follow(self, x: Tensor, context: Context) -> Tensor:
@@ -360,11 +335,6 @@ def request(prompt: str | None) -> str:
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def _split(text: str) -> list[str]:
-    """Words, signs, and marks such as <|im_end|>, one by one."""
-    return re.findall(r"<\|\w+\|>|\w+|[^\w\s]", text)
-
-
 def latent_size(image_size: ImageSize, patch_size: int) -> tuple[int, int]:
     """Height and width of the latents of an image.
 
@@ -395,10 +365,10 @@ def language_model(source: str | Qwen2, attn_implementation: AttnImplementation)
         ValueError: transformers or the attention is not installed.
         OSError: there is no such language model.
     """
-    transformers = _transformers()
+    transformers = library()
     try:
         if isinstance(source, str):
-            model = _pretrained("AutoModelForCausalLM", source, attn_implementation=attn_implementation)
+            model = pretrained("AutoModelForCausalLM", source, _EXAMPLE, attn_implementation=attn_implementation)
             return model.to(torch.get_default_dtype())
         config = transformers.Qwen2Config(**asdict(source))
         return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
@@ -406,33 +376,15 @@ def language_model(source: str | Qwen2, attn_implementation: AttnImplementation)
         raise ValueError(f"attn_implementation {attn_implementation!r} cannot be used: {error}") from error
 
 
-def _pretrained(kind: str, source: str, **options: Any) -> Any:
-    try:
-        return getattr(_transformers(), kind).from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{source} has code of its own, which is not run: give one that transformers has"
-            ) from error
-        raise OSError(
-            f"transformers' {kind} finds none at {source!r}: give a folder or a hub name, such as {_EXAMPLE}"
-        ) from error
-
-
 def _first_rows(cache: Any, count: int) -> Any:
     """A copy of a cache of transformers, of its first rows alone."""
-    first = _transformers().DynamicCache()
+    first = library().DynamicCache()
     for layer, (keys, values, *_) in enumerate(cache):
         first.update(keys[:count], values[:count], layer)
     return first
 
 
-def _transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError("Harmon needs transformers: pip install 'disa-framework[harmon]'") from error
-    return transformers
+_QWEN_1_5B = Qwen2(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
 
 
 def harmon_0_5b(
@@ -452,5 +404,20 @@ def harmon_1_5b(
     freeze_llm: bool = False,
 ) -> Harmon:
     """Harmon-1.5B: MAR-H around Qwen2.5-1.5B-Instruct."""
-    llm = Qwen2(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
-    return Harmon(mar_huge(), llm, tokenizer, image_size, attn_implementation, freeze_llm)
+    return Harmon(mar_huge(), _QWEN_1_5B, tokenizer, image_size, attn_implementation, freeze_llm)
+
+
+def unipic_mar() -> MAR:
+    """That of UniPic-1: MAR-H for 512x512 pixels, with another process."""
+    return MAR(latent_size=32, max_beta=0.2, **published_sizes(1280, 20, 16, 12, 1536))
+
+
+def unipic_1_5b(
+    tokenizer: str | None = None,
+    image_size: ImageSize = 1024,
+    attn_implementation: AttnImplementation = "sdpa",
+    freeze_llm: bool = False,
+) -> Harmon:
+    """UniPic-1.5B, which draws 1024x1024 pixels as 4,096 tokens, around Qwen2.5-1.5B-Instruct. Its published file also
+    holds a vision encoder, which drawing has no use for."""
+    return Harmon(unipic_mar(), _QWEN_1_5B, tokenizer, image_size, attn_implementation, freeze_llm)

@@ -123,6 +123,7 @@ class MAR(ARDiffusionModel[MARState]):
             share of masked tokens is drawn from.
         diffusion_batch_mul: `R`, how many times and noises a masked token is trained at.
         position_std: standard deviation of the initial position tables.
+        max_beta: of the process, see `VPCosine`.
     """
 
     caches_features = True
@@ -152,6 +153,7 @@ class MAR(ARDiffusionModel[MARState]):
         mask_ratio_min: float = 0.7,
         diffusion_batch_mul: int = 4,
         position_std: float = 0.02,
+        max_beta: float = 0.999,
     ) -> None:
         super().__init__()
         check_numbers(MAR.__init__, locals())
@@ -162,7 +164,7 @@ class MAR(ARDiffusionModel[MARState]):
         if not mask_ratio_std:
             raise ValueError(f"mask_ratio_std must be above 0, got {mask_ratio_std}")
         side, channels = latent_size // patch_size, latent_channels * patch_size**2
-        self.process = VPCosine(learns_variance=True)
+        self.process = VPCosine(learns_variance=True, max_beta=max_beta)
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes = num_classes
         self.num_tokens = self.max_stages = side**2

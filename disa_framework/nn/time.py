@@ -24,10 +24,15 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embeds times `[...]` as `[..., width]`."""
-        half = self.frequencies // 2
-        places = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t[..., None].float() * torch.exp(-math.log(10000) * places / half)
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype))
+        return self.mlp(sinusoids(t, self.frequencies).to(self.dtype))
+
+
+def sinusoids(t: Tensor, count: int) -> Tensor:
+    """`[cos(t f), sin(t f)]` of times `[...]`, `[..., count]`, in float32, with `f_i = exp(-ln(10000) 2 i / count)`."""
+    half = count // 2
+    places = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t[..., None].float() * torch.exp(-math.log(10000) * places / half)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 def flow_times(times: Sequence[float] | Tensor, device: torch.device) -> Tensor:

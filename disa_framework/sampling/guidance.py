@@ -30,7 +30,7 @@ class Guidance:
 
     Args:
         scale: the output is `uncond + scale * (cond - uncond)`. 1 is no guidance, and costs nothing.
-        schedule: `linear` grows from 1 to `scale` as stages fill the image, `constant` holds `scale`.
+        schedule: `linear` grows from `start` to `scale` as stages fill the image, `constant` holds `scale`.
         interval: the `t` between which guidance acts, both ends included; 0 is the image, 1 is noise.
             Outside of it the unconditional branch of the head is not computed.
         stages: the shares of the stages between which guidance acts, both ends included: at stage `k` of `K`, counted
@@ -39,6 +39,7 @@ class Guidance:
         reuse: both branches of the head are evaluated at every so many of a stage's evaluations in which guidance acts,
             from the first on. In between the conditional one is alone, and what guidance added last is added again
             (LazyMAR, arXiv 2503.12450), which saves time, not evaluations: each counts as one. 1 is exact.
+        start: what `linear` grows from; 1 everywhere but in NOVA, which may start higher.
     """
 
     scale: float = 1.0
@@ -46,10 +47,13 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     stages: tuple[float, float] = field(default=(0.0, 1.0), metadata=values.LATER)
     reuse: int = field(default=1, metadata=values.LATER)
+    start: float = field(default=1.0, metadata=values.LATER)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale) or abs(self.scale) > _MOST_SCALE:
-            raise ValueError(f"guidance scale must lie in -{_MOST_SCALE} … {_MOST_SCALE}, got {self.scale:g}")
+        for name in ("scale", "start"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or abs(value) > _MOST_SCALE:
+                raise ValueError(f"guidance {name} must lie in -{_MOST_SCALE} … {_MOST_SCALE}, got {value:g}")
         if self.schedule not in ("linear", "constant"):
             raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
         for name in ("interval", "stages"):
@@ -63,7 +67,7 @@ class Guidance:
     @property
     def active(self) -> bool:
         """Whether it changes anything, where it acts."""
-        return self.scale != 1.0
+        return self.scale != 1.0 or (self.schedule == "linear" and self.start != 1.0)
 
     @property
     def branches(self) -> int:
@@ -77,7 +81,7 @@ class Guidance:
 
     def at(self, progress: float) -> float:
         """Scale at a stage after which the share `progress` of the image exists."""
-        return self.scale if self.schedule == "constant" else 1.0 + (self.scale - 1.0) * progress
+        return self.scale if self.schedule == "constant" else self.start + (self.scale - self.start) * progress
 
     def rising(self, stage: int, num_stages: int) -> float:
         """Scale at a stage where it rises from the first stage, which has none, to the last (FlowAR, xAR)."""

@@ -25,6 +25,10 @@ class StageSizes(ABC):
         """The number of stages that they are for; any number where it is None."""
         return None
 
+    def whole(self, tokens: float) -> int:
+        """A number of tokens that are left as a whole one, here rounded down."""
+        return math.floor(tokens)
+
     def sizes(self, num_tokens: int, num_stages: int) -> tuple[int, ...]:
         """How many tokens each of the `K` stages draws, one at least.
 
@@ -34,7 +38,7 @@ class StageSizes(ABC):
         _check(num_tokens, num_stages)
         before, found = num_tokens, []
         for k in range(1, num_stages):
-            wanted = math.floor(num_tokens * self.left(k, num_stages))
+            wanted = self.whole(num_tokens * self.left(k, num_stages))
             after = max(num_stages - k, min(before - 1, wanted))
             found.append(before - after)
             before = after
@@ -47,6 +51,17 @@ class CosineSizes(StageSizes):
 
     def left(self, done: int, num_stages: int) -> float:
         return math.cos(math.pi / 2 * done / num_stages)  # rounded as in the published code
+
+
+@dataclass(frozen=True)
+class RoundedCosineSizes(CosineSizes):
+    """As published for NOVA (arXiv 2412.14169): `CosineSizes` to the nearest number, to the even one of two.
+
+    Where this leaves a stage without a token, the published code leaves out the stage, and here it draws one.
+    """
+
+    def whole(self, tokens: float) -> int:
+        return round(tokens)
 
 
 @dataclass(frozen=True)

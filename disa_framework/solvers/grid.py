@@ -129,6 +129,31 @@ class Strided(Grid):
 
 
 @dataclass(frozen=True)
+class Leading(Grid):
+    """Multiples of `timesteps // T`, then clean: what diffusers calls leading. One step starts from the last timestep.
+
+    Args:
+        offset: added to all of them.
+    """
+
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.offset, int) or self.offset < 0:
+            raise ValueError(f"offset must be a whole number from 0 on, got {self.offset!r}")
+
+    def nodes(self, process: Process, steps: int) -> Nodes:
+        vp = _variance_preserving(self, process)
+        check_steps(steps)
+        last, stride = vp.timesteps - 1, vp.timesteps // steps
+        if steps == 1:
+            return vp.nodes((last, _CLEAN))
+        if not stride or stride * (steps - 1) + self.offset > last:
+            raise ValueError(f"{steps} steps with offset {self.offset} do not fit {vp.timesteps} timesteps")
+        return vp.nodes((*(stride * i + self.offset for i in reversed(range(steps))), _CLEAN))
+
+
+@dataclass(frozen=True)
 class UniformTime(Grid):
     """Uniform in continuous time from `clip / 1000` to `1 / (clip + 1)`: the published grid for DPM-Solver.
 

@@ -128,27 +128,35 @@ class VPCosine(Process):
         timesteps: number of training timesteps.
         learns_variance: whether the head also predicts the variance value of eq. 15.
         predicts: the noise, or `v = alpha noise - sigma x_0` (Salimans & Ho, arXiv 2202.00512, appendix D).
+        max_beta: most noise that a timestep adds, which is reached at the last ones alone. With 0.999 the last is noise
+            alone; UniPic-1 has 0.2.
+
+    Raises:
+        ValueError: max_beta does not lie between 0 and 1.
     """
 
     timesteps: int = 1000
     learns_variance: bool = False
     predicts: Prediction = field(default="noise", metadata=LATER)
+    max_beta: float = field(default=0.999, metadata=LATER)
     clean: ClassVar[float] = -1.0
 
     def __post_init__(self) -> None:
         known = get_args(Prediction)
         if self.predicts not in known:
             raise ValueError(f"predicts must be one of {', '.join(known)}, got {self.predicts!r}")
+        if not 0 < self.max_beta < 1:
+            raise ValueError(f"max_beta must lie between 0 and 1, got {self.max_beta}")
 
     @cached_property
     def betas(self) -> tuple[float, ...]:
-        """Noise added at each timestep, at most 0.999."""
+        """Noise added at each timestep, at most `max_beta`."""
 
         def bar(u: float) -> float:
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
         n = self.timesteps
-        return tuple(min(1 - bar((i + 1) / n) / bar(i / n), 0.999) for i in range(n))
+        return tuple(min(1 - bar((i + 1) / n) / bar(i / n), self.max_beta) for i in range(n))
 
     @cached_property
     def alphas_cumprod(self) -> tuple[float, ...]:

@@ -108,8 +108,12 @@ class _Along(Grid):
         check_steps(steps)
         start = process.from_noise(process.at_unit_time(self.first))
         unit = process.unit_time(start)
-        times = [process.at_unit_time(unit * self._curve(1 - i / steps)) for i in range(1, steps)]
+        times = [process.at_unit_time(unit * self._curve(u)) for u in self._places(steps)]
         return process.nodes([start, *times, process.clean])
+
+    def _places(self, steps: int) -> list[float]:
+        """`u` of all evaluations but the first."""
+        return [1 - i / steps for i in range(1, steps)]
 
     @abstractmethod
     def _curve(self, u: float) -> float:
@@ -133,14 +137,29 @@ class PowerTime(_Along):
 
 @dataclass(frozen=True)
 class Shift(_Along):
-    """`t = s u / (1 + (s - 1) u)` (Esser et al., arXiv 2403.03206, eq. 23). Above 1, steps are small near noise."""
+    """`t = s u / (1 + (s - 1) u)` (Esser et al., arXiv 2403.03206, eq. 23). Above 1, steps are small near noise.
+
+    Args:
+        first: as of the others.
+        shift: `s`.
+        least: time of the last evaluation, as a share of the first one, as diffusers has it; by default the last step
+            is as long as the others, in `u`.
+    """
 
     shift: float = 3.0
+    least: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shift > 0:
             raise ValueError(f"shift must be above 0, got {self.shift}")
+        if self.least is not None and not 0 < self.least < 1:
+            raise ValueError(f"least must lie between 0 and 1, got {self.least}")
+
+    def _places(self, steps: int) -> list[float]:
+        if self.least is None:
+            return super()._places(steps)
+        return linspace(1.0, self.least / (self.shift - (self.shift - 1) * self.least), steps - 1)[1:]
 
     def _curve(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)

@@ -1,4 +1,4 @@
-"""Replays of Harmon: sampling."""
+"""Replays of Harmon and of UniPic-1: sampling."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class RecordedPrompts(Harmon):
 
 def build(case: Case) -> RecordedPrompts:
     """The model of a case, with its weights."""
-    arguments = dict(case.info["mar_kwargs"])
-    for name in RAMP:
-        del arguments[name]
+    arguments = {name: value for name, value in case.info["mar_kwargs"].items() if name not in RAMP}
+    if "max_beta" in case.info:  # of UniPic-1
+        arguments["max_beta"] = case.info["max_beta"]
     size = Qwen2(**{field.name: case.info["llm_config"][field.name] for field in fields(Qwen2)})
     shape = case.info["sampling"]["image_shape"]
     model = RecordedPrompts(
@@ -78,12 +78,14 @@ def replay(case: Case) -> Report:
     """Draws the case's images again, from its recorded noise."""
     options, sampling, images = case.info["mar_kwargs"], case.info["sampling"], case.info["images"]
     model, report = build(case), Report()
-    solver = solver_of("DiSA", sampling["temperature"])
+    sampler = "DiSA" if RAMP[0] in options else "default"  # the latter of UniPic-1
+    ramp = [options.get(name, case.info.get("num_sampling_steps")) for name in RAMP]
+    solver, schedule = solver_of(sampler, sampling["temperature"]), schedule_of(sampler, ramp[0], *map(int, ramp[1:]))
     latents = generate(
         model,
         [str(row) for row in range(images)],
         SamplingConfig(
-            schedule_of("DiSA", *(options[name] for name in RAMP)),
+            schedule,
             solver,
             sampling["num_iter"],
             Guidance(sampling["cfg"], sampling["cfg_schedule"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.golden import emigm, flowar, harmon, mar, spherear, vae, xar
+from tests.golden import emigm, flowar, harmon, mar, nova, spherear, vae, xar
 from tests.golden.case import Case, Report
 
 REPLAYS = {
@@ -15,8 +15,10 @@ REPLAYS = {
     "harmon": harmon.replay,
     "mar": mar.replay_sampling,
     "mar_train": mar.replay_training,
+    "nova": nova.replay,
     "spherear": spherear.replay_sampling,
     "spherear_train": spherear.replay_training,
+    "unipic": harmon.replay,
     "vae": vae.replay,
     "xar": xar.replay_sampling,
     "xar_train": xar.replay_training,

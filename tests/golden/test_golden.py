@@ -45,11 +45,16 @@ def test_the_command_names_each_case_and_exits_with_zero(capsys: pytest.CaptureF
     assert "ok   mar_train:" in out and "ok   mar_disa_uncond:" in out and "latents=" in out
 
 
+NOVAS = {
+    "nova_d48w768_sdxl1024": "nova_0_3b",
+    "nova_d48w1024_sdxl1024": "nova_0_6b",
+    "nova_d48w1536_sdxl1024": "nova_1_4b",
+}
 PUBLISHED = (
     "mar_base", "mar_large", "mar_huge", "flowar_small", "flowar_large", "flowar_huge", "xar_base", "xar_large",
     "xar_huge", "emigm_xsmall_256", "emigm_small_256", "emigm_base_256", "emigm_large_256", "emigm_huge_256",
-    "emigm_xsmall_512", "emigm_small_512", "emigm_base_512", "emigm_large_512",
-    "spherear_b", "spherear_l", "spherear_h",
+    "emigm_xsmall_512", "emigm_small_512", "emigm_base_512", "emigm_large_512", "nova_d48w768_sdxl1024",
+    "nova_d48w1024_sdxl1024", "nova_d48w1536_sdxl1024", "spherear_b", "spherear_l", "spherear_h",
 )  # fmt: skip
 
 
@@ -57,8 +62,19 @@ PUBLISHED = (
 def test_a_published_size_has_exactly_the_published_keys_and_shapes(name: str) -> None:
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
     with torch.device("meta"):
-        model = getattr(models, name.removesuffix("_256"))()
+        model = getattr(models, NOVAS.get(name, name.removesuffix("_256")))()
     autoencoder = {name: shape for name, shape in manifest["keys"].items() if name.startswith("vae.")}  # SphereAR's
     assert {name: list(t.shape) for name, t in model.state_dict().items()} | autoencoder == manifest["keys"]
     others = sum(math.prod(shape) for name, shape in autoencoder.items() if name not in manifest["buffers"])
     assert sum(p.numel() for p in model.parameters()) + others == manifest["num_parameters"]
+
+
+@pytest.mark.parametrize("name", ["harmon_1_5b", "unipic_1_5b"])
+def test_a_published_harmon_has_what_is_published_beside_its_language_model(name: str) -> None:
+    manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
+    with torch.device("meta"):
+        model = getattr(models, name)()
+    own = {name: list(t.shape) for name, t in model.state_dict().items() if not name.startswith("llm.")}
+    others = ("vae.", "siglip2_proj.")  # which drawing has no use for
+    assert own == {name: shape for name, shape in manifest["keys"].items() if not name.startswith(others)}
+    assert model.latent_shape == (16, *({"harmon": (32, 32), "unipic": (64, 64)}[name[:6]]))

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from disa_framework.hub.checkpoint import apply_weights, load_weights, read_checkpoint, write_checkpoint
+from disa_framework.hub.checkpoint import apply_weights, load_weights, misfit, read_checkpoint, write_checkpoint
 
 State = dict[str, Tensor]
 
@@ -202,6 +202,15 @@ def test_harmon_and_its_autoencoder_are_told_apart(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "harmon.safetensors")
     assert same(found.weights, {**model, "llm.lm_head.weight": embedding})  # which is tied
     assert same(found.autoencoder, state())
+
+
+def test_what_unipic_sees_with_is_left_out_and_nothing_else(tmp_path: Path) -> None:
+    weights = {"mar.fake_latent": torch.ones(1), "siglip3.weight": torch.ones(1)}
+    eyes = {"siglip2.vision_model.head.probe": torch.ones(2), "siglip2_proj.0.weight": torch.ones(2)}
+    torch.save({**weights, **eyes, **prefixed("vae.", state())}, tmp_path / "pytorch_model.bin")
+    found = read_checkpoint(tmp_path)
+    assert same(found.weights, weights) and same(found.autoencoder, state())
+    assert "it has siglip3.weight [1], which the model has not" in misfit({"mar.fake_latent": torch.ones(1)}, weights)
 
 
 def test_an_autoencoder_is_read_without_its_discriminator(tmp_path: Path) -> None:

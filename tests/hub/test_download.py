@@ -19,6 +19,7 @@ import torch
 from disa_framework import hub
 from disa_framework.cli import start
 from disa_framework.cli.download import download
+from disa_framework.hub import downloading
 from disa_framework.hub.fetching import fetch, fetch_from_hub
 from disa_framework.hub.published import PUBLISHED
 from tests.hub.test_convert import kl16
@@ -205,6 +206,26 @@ def test_weights_are_converted_and_the_original_is_removed(
         download(["kl16", "--to", str(folder), "--url", server.url])
     assert [path.name for path in folder.iterdir()] == ["kl16.safetensors"] and server.asked == [None]
     assert f"draw with it: disa-predict … --vae {folder / 'kl16.safetensors'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_model_of_several_files_is_converted_and_their_folder_is_removed(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("pytorch_model.bin", "scheduler/scheduler_config.json")
+    published = replace(PUBLISHED["kl16"], mib=None, url="", repo="user/kl16", files=files)
+    monkeypatch.setitem(PUBLISHED, "kl16", published)
+
+    def fetch(repo: str, file: str, path: Path, progress: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}") if file.endswith(".json") else torch.save(kl16(), path)
+
+    monkeypatch.setattr(downloading, "fetch_from_hub", fetch)
+    (tmp_path / "kl16").mkdir()
+    for _ in range(2):
+        assert hub.download("kl16", tmp_path, keep=keep) == (tmp_path / "kl16.safetensors",)
+    left = {str(path.relative_to(tmp_path / "kl16")) for path in (tmp_path / "kl16").rglob("*.*")}
+    assert left == (set(files) if keep else set()) and (tmp_path / "kl16").exists() == keep
 
 
 def test_weights_of_another_model_are_refused(server: Server, tmp_path: Path) -> None:

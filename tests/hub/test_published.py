@@ -26,8 +26,13 @@ from tests.models.tiny_flow import FLOWAR, SPHEREAR, XAR_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "tests/golden/data/manifests"
+NOVAS = {
+    "nova_d48w768_sdxl1024": "nova-0.3b",
+    "nova_d48w1024_sdxl1024": "nova-0.6b",
+    "nova_d48w1536_sdxl1024": "nova-1.4b",
+}
 NAMES = {name: name.replace("vae_", "").replace("_256", "").replace("_5b", ".5b").replace("_", "-")
-    for name in sorted(path.stem for path in MANIFESTS.glob("*.json"))}  # fmt: skip
+    for name in sorted(path.stem for path in MANIFESTS.glob("*.json"))} | NOVAS  # fmt: skip
 
 
 def published(manifest: str) -> dict[str, Tensor]:
@@ -199,6 +204,7 @@ PAPER: dict[str, tuple[int | None, tuple[int, int], int, tuple[float, str, list[
     "xar/huge": (None, (50, 15), 50, (2.2, "linear", [0, 1]), "EulerMaruyama"),
     "harmon/0_5b": (64, (50, 5), 50, (3.0, "constant", [0, 1]), "DDPM"),
     "harmon/1_5b": (64, (50, 5), 50, (3.0, "constant", [0, 1]), "DDPM"),
+    "unipic/1_5b": (32, (50, 5), 100, (3.0, "constant", [0, 1]), "DDPM"),
 }
 GRIDS = {
     "DDPM": ("Spaced", {"clip": 950}),
@@ -220,6 +226,7 @@ EMIGM = {
 
 SPHERE = {"spherear/b": 4.5, "spherear/l": 4.6, "spherear/h": 4.5}
 """Guidance of SphereAR (arXiv 2509.24335)."""
+NOVA = ("nova/0_3b", "nova/0_6b", "nova/1_4b")
 
 
 def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -231,7 +238,7 @@ def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_every_published_model_has_a_configuration() -> None:
     configs = {entry.config: entry.model for entry in PUBLISHED.values() if entry.config}
-    assert configs.keys() == {*PAPER, *EMIGM, *SPHERE}
+    assert configs.keys() == {*PAPER, *EMIGM, *NOVA, *SPHERE}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -241,7 +248,7 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
     for config in (annealed, baseline):
         assert config["model"]["class_path"] == entry.model["class_path"]
-        everywhere = {"interval": interval, "stages": [0.0, 1.0], "reuse": 1}
+        everywhere = {"interval": interval, "stages": [0.0, 1.0], "reuse": 1, "start": 1.0}
         assert config["guidance"] == {"scale": scale, "schedule": ramp, **everywhere}
         assert config["solver"]["class_path"] == f"disa_framework.solvers.{solver}"
     assert annealed["num_stages"] == stages
@@ -252,8 +259,10 @@ def test_configurations_are_the_papers(name: str, capsys: pytest.CaptureFixture[
     grid, options = GRIDS[solver]
     expected = {"class_path": f"disa_framework.solvers.{grid}", "init_args": options}
     assert annealed["solver"]["init_args"]["grid"] == expected
-    if name.startswith("mar/"):  # whose baseline has more stages, and starts from the last timestep
-        stages, expected = 256, {**expected, "init_args": {"clip": None}}
+    if name.startswith(("mar/", "unipic/")):  # whose baselines start from the last timestep
+        expected = {**expected, "init_args": {"clip": None}}
+    if name.startswith("mar/"):
+        stages = 256
     assert baseline["num_stages"] == stages and baseline["solver"]["init_args"]["grid"] == expected
 
 
@@ -302,3 +311,18 @@ def test_spherear_is_loaded_without_its_autoencoder(tmp_path: Path, monkeypatch:
         assert torch.equal(draw(model, LABELS), draw(saved, LABELS))
     with pytest.raises(ValueError, match="no KL autoencoder"):
         convert(tmp_path / "SphereAR_B.pt", tmp_path / "c.safetensors", vae=tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("name", NOVA)
+def test_configurations_of_nova_are_the_published_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = [entry for entry in PUBLISHED.values() if entry.config == name]
+    forms = ((name, 64, 5.0), (f"{name}-128", 128, 7.0), (f"{name}-annealed", 64, 5.0))
+    for form, stages, scale in forms:
+        config = configured(form, capsys)
+        assert config["model"]["class_path"] == entry.model["class_path"] and config["num_stages"] == stages
+        assert Guidance(**config["guidance"]) == Guidance(scale, "constant")
+        steps = {"early": 25, "late": 5} if form.endswith("annealed") else {"steps": 25}
+        assert config["schedule"]["init_args"] == steps
+        assert config["solver"]["class_path"] == "disa_framework.solvers.Euler"
+        assert config["solver"]["init_args"]["grid"]["init_args"] == {"last": 0.001}  # of a scheduler without a shift
+        assert config["tokenizer"]["class_path"].endswith("KLAutoencoder")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon, SphereAR
+from disa_framework.models import EMIGM, MAR, NOVA, XAR, ARDiffusionModel, CausalAR, FlowAR, Harmon, SphereAR
 from disa_framework.sampling.condition import Condition
 from disa_framework.solvers import Process, RectifiedFlow, VPCosine
 from disa_framework.testing import ModelContract
@@ -14,6 +14,7 @@ from examples.sequence import SequenceAR
 from tests.models.tiny import TINY, filled, tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
 from tests.models.tiny_harmon import PROMPTS, save_tokenizer, tiny_harmon
+from tests.models.tiny_nova import tiny_nova
 
 
 class TestMixtureAR(ModelContract):
@@ -94,6 +95,18 @@ class TestHarmon(ModelContract):
 
     def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
         return {"give texts, not labels": torch.tensor([0, 1]), "must be a list of texts, got 'ab'": "ab"}
+
+
+class TestNOVA(ModelContract):
+    @pytest.fixture(params=["flow", "cosine"])
+    def model(self, request: pytest.FixtureRequest) -> NOVA:
+        return tiny_nova(process=request.param)
+
+    def condition(self, model: ARDiffusionModel) -> Condition:
+        return PROMPTS
+
+    def bad_conditions(self, model: ARDiffusionModel) -> dict[str, Condition]:
+        return {"give texts, not labels": torch.tensor([0, 1]), "does not know 'green'": ["a red cat", "a green cat"]}
 
 
 class TestSequenceAR(ModelContract):

@@ -257,7 +257,7 @@ def test_a_configuration_builds_it(tmp_path: Path, words: str) -> None:
 
 def test_without_transformers_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"Harmon needs transformers: pip install 'disa-framework\[harmon\]'"):
+    with pytest.raises(ValueError, match=r"prompts need transformers: pip install 'disa-framework\[harmon\]'"):
         tiny_harmon(None)
 
 

@@ -18,11 +18,14 @@ from disa_framework.schedules import Constant, PerStage, StepSchedule
 from disa_framework.solvers import DDPM, Euler, Solver
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_flowar, tiny_sphere, tiny_xar
+from tests.models.tiny_harmon import PROMPTS
+from tests.models.tiny_nova import tiny_nova
 
 CASES: dict[str, tuple[Callable[[], ARDiffusionModel], Solver, PerStage]] = {
     "MAR": (lambda: tiny_mar(latent_size=8, patch_size=2), DDPM(), PerStage((9, 8, 7, 6, 5, 4, 3, 2))),
     "FlowAR v1": (tiny_flowar, Euler(), PerStage((7, 5, 2))),
     "FlowAR v2": (lambda: tiny_flowar(cross_attention=True), Euler(), PerStage((7, 5, 2))),
+    "NOVA": (tiny_nova, Euler(), PerStage((7, 5, 4, 2))),
     "xAR": (tiny_xar, Euler(), PerStage((7, 5, 4, 2))),
     "SphereAR": (tiny_sphere, Euler(), PerStage((7, 6, 5, 4, 3, 2, 2, 2, 2))),
 }
@@ -38,7 +41,7 @@ def compiler() -> Iterator[None]:
 
 def draw(model: ARDiffusionModel, solver: Solver, schedule: StepSchedule, stages: int) -> Tensor:
     sampling = SamplingConfig(schedule, solver, stages, Guidance(2.0, interval=(0, 0.8)))
-    return generate(model, torch.tensor([2, 0, 1]), sampling)
+    return generate(model, torch.tensor([2, 0, 1]) if model.num_classes else PROMPTS[:3], sampling)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -30,12 +30,13 @@ from disa_framework.solvers.table import Step
 @pytest.mark.parametrize(("scale", "active"), [(1.0, False), (0.0, True), (0.5, True), (3.0, True), (-1.0, True)])
 def test_a_scale_other_than_1_is_active(scale: float, active: bool) -> None:
     assert Guidance(scale).active == Guidance(scale, "constant").active == Guidance(scale).acts(0.5) == active
-    assert not Guidance().active
+    assert not Guidance().active and not Guidance(1.0, "constant", start=3.0).active and Guidance(start=3.0).active
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
 def test_a_linear_scale_grows_from_1_as_the_image_does_and_a_constant_one_stays(scale: float) -> None:
     assert [Guidance(scale).at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, (1 + scale) / 2, scale])
+    assert [Guidance(scale, start=3.0).at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([3.0, (3 + scale) / 2, scale])
     assert [Guidance(scale, "constant").at(p) for p in (0.0, 0.5, 1.0)] == [scale] * 3
 
 

@@ -16,7 +16,14 @@ from disa_framework.sampling.order import (
     RasterOrder,
     TokenOrder,
 )
-from disa_framework.sampling.stage_sizes import CosineSizes, ExponentialSizes, LinearSizes, ListedSizes, StageSizes
+from disa_framework.sampling.stage_sizes import (
+    CosineSizes,
+    ExponentialSizes,
+    LinearSizes,
+    ListedSizes,
+    RoundedCosineSizes,
+    StageSizes,
+)
 from disa_framework.testing import OrderContract, StageSizesContract
 
 NOISE = PhiloxNoise(0, torch.arange(3))
@@ -39,7 +46,9 @@ class TestListedOrder(OrderContract):
 
 
 class TestStageSizes(StageSizesContract):
-    @pytest.fixture(params=[CosineSizes(), LinearSizes(), ExponentialSizes(), ExponentialSizes(0.1)], ids=str)
+    @pytest.fixture(
+        params=[CosineSizes(), RoundedCosineSizes(), LinearSizes(), ExponentialSizes(), ExponentialSizes(0.1)], ids=str
+    )
     def sizes(self, request: pytest.FixtureRequest) -> StageSizes:
         return request.param
 
@@ -67,6 +76,8 @@ def test_the_beginning_of_a_halton_order_covers_the_image() -> None:
 
 
 def test_sizes_are_the_published_ones() -> None:
+    assert RoundedCosineSizes().sizes(64, 8) == (1, 4, 6, 8, 9, 12, 12, 12)
+    assert RoundedCosineSizes().sizes(4096, 64)[:4] == (1, 4, 6, 9) and RoundedCosineSizes().sizes(4, 4) == (1,) * 4
     assert CosineSizes().sizes(100, 4) == (8, 22, 32, 38) and CosineSizes().sizes(16, 16) == (1,) * 16
     assert ExponentialSizes().sizes(256, 16) == (1, 1, 1, 2, 2, 3, 4, 6, 8, 10, 15, 20, 27, 37, 50, 69)
     assert LinearSizes().sizes(16, 5) == (3, 3, 4, 3, 3)

@@ -16,6 +16,7 @@ from disa_framework.solvers import (
     DPMSolver,
     DPMSolverPP,
     Grid,
+    Leading,
     Linspace,
     Nodes,
     Process,
@@ -107,6 +108,22 @@ def test_ddpm_agrees(steps: int, variance: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     torch.randn(SHAPE, generator=generator)  # the initial noise
     assert_agree(ours(solver, steps), theirs(scheduler, times, generator=generator))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("steps", [2, 12, 25, 64, 1000])
+def test_leading_times_are_those_of_diffusers(steps: int, offset: int) -> None:
+    if steps == 1000 and offset:
+        return
+    scheduler = scheduler_of(DDPMScheduler, clip_sample=False, timestep_spacing="leading", steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    solver = DDPM(Leading(offset), variance="small")
+    times = times_of(solver, steps)
+    assert tuple(scheduler.timesteps.tolist()) == times
+    if steps < 100:
+        generator = torch.Generator().manual_seed(0)
+        torch.randn(SHAPE, generator=generator)  # the initial noise
+        assert_agree(ours(solver, steps), theirs(scheduler, times, generator=generator))
 
 
 @pytest.mark.parametrize("steps", [2, 5, 10, 25, 50])

@@ -88,6 +88,16 @@ def test_training_betas_are_the_published_ones() -> None:
     assert PROCESS.betas[count - 3 : count] == pytest.approx(recorded["betas_last"], rel=1e-12, abs=0)
 
 
+def test_a_cap_on_beta_changes_the_last_timesteps_alone() -> None:
+    recorded = json.loads(Path(__file__).with_name("unipic_process.json").read_text())
+    capped, timesteps = VPCosine(max_beta=recorded["max_beta"]), recorded["timesteps"]
+    assert [capped.betas[t] for t in timesteps] == pytest.approx(recorded["betas"], rel=1e-12)
+    assert [capped.alphas_cumprod[t] for t in timesteps] == pytest.approx(recorded["alphas_cumprod"], rel=1e-12)
+    assert capped.betas[:991] == VPCosine().betas[:991] and set(capped.betas[991:]) == {0.2}
+    with pytest.raises(ValueError, match="max_beta must lie between 0 and 1, got 1"):
+        VPCosine(max_beta=1.0)
+
+
 @pytest.mark.parametrize("steps", [3, 5, 12, 25, 50])
 def test_the_grid_of_dpm_solver_is_the_published_one(steps: int) -> None:
     # Recorded in float32, whose 1 - alpha^2 cancels near the clean end.

@@ -13,6 +13,7 @@ from disa_framework.solvers import (
     Fitted,
     Grid,
     Karras,
+    Leading,
     LogitNormal,
     LogSNR,
     PowerTime,
@@ -22,13 +23,15 @@ from disa_framework.solvers import (
     Staged,
     Sway,
     Times,
+    Uniform,
     VPCosine,
 )
 
 PROCESSES = [VPCosine(), RectifiedFlow()]
 GRIDS: list[Grid] = [
-    LogSNR(), LogSNR(0.99, 0.02), Karras(), Karras(rho=3), PowerTime(), Shift(), Shift(shift=0.3), Sway(),
-    Sway(strength=1.5), LogitNormal(), LogitNormal(mean=-0.5, std=0.8), Times(((0.9,), (0.95, 0.6, 0.2, 0.01))),
+    LogSNR(), LogSNR(0.99, 0.02), Karras(), Karras(rho=3), PowerTime(), Shift(), Shift(shift=0.3),
+    Shift(shift=2, least=0.004), Sway(), Sway(strength=1.5), LogitNormal(),
+    LogitNormal(mean=-0.5, std=0.8), Times(((0.9,), (0.95, 0.6, 0.2, 0.01))),
 ]  # fmt: skip
 
 
@@ -75,6 +78,10 @@ def test_curves_have_their_closed_forms() -> None:
     cosine = [1, math.cos(math.pi / 6), math.cos(math.pi / 3), 0]
     assert Sway().nodes(flow, 3).times == pytest.approx(cosine)
     assert LogitNormal().nodes(flow, 2).times == pytest.approx([1, 0.5, 0])
+    assert Shift(shift=1, least=0.04).nodes(flow, 4) == Uniform(last=0.04).nodes(flow, 4)
+    shifted = Shift(shift=2, least=0.1).nodes(flow, 3).times
+    assert shifted == pytest.approx([1, 2 * (u := (1 + 1 / 19) / 2) / (1 + u), 0.1, 0])
+    assert Shift(least=0.1).nodes(flow, 1).times == (1, 0)
     for neutral in (PowerTime(exponent=1), Shift(shift=1), Sway(strength=0)):
         assert neutral.nodes(flow, 5).times == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
 
@@ -96,6 +103,9 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "first must": lambda: PowerTime(1.0),
     "exponent": lambda: PowerTime(exponent=-1),
     "shift": lambda: Shift(shift=0),
+    "least must": lambda: Shift(least=1.0),
+    "offset must": lambda: Leading(-1),
+    "with offset 1 do not fit": lambda: Leading(1).nodes(VPCosine(), 1000),
     "strength": lambda: Sway(strength=-2),
     "std": lambda: LogitNormal(std=0),
     "one row": lambda: Times(()),
