@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from disa_framework import Guidance, Lazy, SamplingConfig
-from disa_framework.models import EMIGM, MAR, XAR, ARDiffusionModel, CausalAR, FlowAR, flowar_large, mar_base, xar_base
+from disa_framework.models import (
+    EMIGM,
+    MAR,
+    NOVA,
+    XAR,
+    ARDiffusionModel,
+    CausalAR,
+    FlowAR,
+    SphereAR,
+    flowar_large,
+    mar_base,
+    xar_base,
+)
+from disa_framework.nn.text import Words
 from disa_framework.sampling.condition import Condition
 from disa_framework.schedules import Constant, Linear
 from disa_framework.solvers import (
@@ -36,6 +49,7 @@ M = TypeVar("M", bound=nn.Module)
 
 COUNT = 3
 """Samples of a tiny model."""
+_WORDS = ("a", "red", "blue", "cat", "dog", "on", "the", "moon")
 
 SOLVERS: tuple[Solver, ...] = (
     DDPM(), DDIM(), DDIM(Uniform()), DPMSolver(), DPMSolverPP(order=3), DPMSolverPP(grid=LogSNR()),
@@ -72,10 +86,12 @@ def families() -> dict[str, Tiny]:
         "FlowAR with cross-attention": Tiny(tiny_flowar, flow, labels),
         "xAR": Tiny(tiny_xar, flow, labels),
         "CausalAR": Tiny(_tiny_causal, masked, labels),
+        "SphereAR": Tiny(_tiny_sphere, flow, labels),
         "mixture": Tiny(lambda: MixtureAR(6, 4, 3), masked, labels),
         "mixture of flows": Tiny(lambda: MixtureAR(6, 4, 3, process=RectifiedFlow()), flow, labels),
         "Harmon": Tiny(_tiny_harmon, masked, prompts),
         "Harmon, lazy": Tiny(_tiny_harmon, lazy, prompts),
+        "NOVA": Tiny(_tiny_nova, replace(flow, num_stages=4), prompts),
     }
 
 
@@ -130,10 +146,25 @@ def _tiny_causal() -> CausalAR:
     return normal(CausalAR(2, 2, 1, 3, width=16, depth=2, heads=2, head_depth=1, head_width=16))
 
 
+def _tiny_sphere() -> SphereAR:
+    return normal(
+        SphereAR(3, 4, 3, class_tokens=2, width=16, depth=2, heads=2, head_depth=4, head_width=16, modulations=2)
+    )
+
+
+def _tiny_nova() -> NOVA:
+    return normal(
+        NOVA(
+            8, 2, width=16, heads=2, text_depth=2, image_depth=3, head_depth=2, head_width=24, text_width=9,
+            text_length=6, text_encoder=Words(_WORDS),
+        )
+    )  # fmt: skip
+
+
 def _tiny_harmon() -> ARDiffusionModel:
     from disa_framework.models.harmon import Harmon, Qwen2, Vocabulary
 
-    words = Vocabulary(("a", "red", "blue", "cat", "dog", "on", "the", "moon"))
+    words = Vocabulary(_WORDS)
     llm = Qwen2(24, 32, 2, 4, 2, len(words.ids))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
