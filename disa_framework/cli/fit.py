@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ _LEAST = {
 """Of the trainer's options that Lightning itself takes at any value."""
 
 _EVERY = 10
-"""Steps between two points of a curve: epochs of small data have few."""
+"""Steps between two points of a curve. Epochs of small data may have fewer, and have a point for each validation."""
 
 
 def fit(args: Sequence[str] | None = None) -> None:
@@ -97,7 +98,10 @@ def _trainer(options: Mapping[str, Any], *more: Callback) -> Trainer:
     if logger in (None, True):
         # One folder, so that the curves of a run that goes on go on, too.
         logger = TensorBoardLogger(options["default_root_dir"] or ".", name="", version="logs")
-    ours = {"logger": logger, "log_every_n_steps": _EVERY if every is None else every}
+    if every is None:
+        every = _EVERY
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+    ours = {"logger": logger, "log_every_n_steps": every}
     return Trainer(**{**options, **ours, "callbacks": callbacks, "enable_progress_bar": bar})
 
 
