@@ -1,7 +1,7 @@
 """Does feature caching add up with annealing?
 
     python -m benchmarks.caching [--subjects fashion pixels digits mixture] [--seeds 0 1 2] [--refresh 4] [--share 0.1]
-        [--start 4] [--ckpt_path fashion/mar] [--num_stages 16] [--scale 1]
+        [--start 4] [--ckpt_path fashion/mar] [--num_stages 16] [--scale 1] [--count 2000]
 
 Draws with constant steps and with annealed ones, both without a cache and with one (Lazy), from
 
@@ -134,12 +134,12 @@ def _ramp(num_stages: int, steps: int, early: int, late: int) -> dict[str, Sampl
     }
 
 
-def _fashion(ckpt_path: str, num_stages: int, scale: float) -> Subject:
+def _fashion(ckpt_path: str, num_stages: int, scale: float, count: int) -> Subject:
     recipe = replace(SamplingConfig.load(RECIPES / "fashion/mar/best.yaml"), num_stages=num_stages)
     samplings = {**_ramp(num_stages, 50, 50, 5), "recipe best": recipe}
     guided = {name: replace(sampling, guidance=Guidance(scale)) for name, sampling in samplings.items()}
     model = load_model(ckpt_path).float()
-    return Subject(lambda folder, seed: model, _frechet(lambda: FID(FashionFeatures())), 10, guided, 2000)
+    return Subject(lambda folder, seed: model, _frechet(lambda: FID(FashionFeatures())), 10, guided, count)
 
 
 _DIGITS = _frechet(lambda: FID(DigitsFeatures(), DigitsData(polarity="random")))
@@ -190,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     texts, cache, output = [], Lazy(options.refresh, options.share, options.start), Path(options.output)
     for name in options.subjects:
-        subject = SUBJECTS.get(name) or _fashion(options.ckpt_path, options.num_stages, options.scale)
+        subject = SUBJECTS.get(name) or _fashion(options.ckpt_path, options.num_stages, options.scale, options.count)
         models = [subject.load(output / name / f"seed{seed}", seed) for seed in options.seeds]
         runs = [examine(subject, model, cache, seed) for model, seed in zip(models, options.seeds, strict=True)]
         texts.append(table(name, subject, runs))
@@ -210,6 +210,7 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", default="fashion/mar", help="a MAR of Fashion-MNIST: a converted file")
     parser.add_argument("--num_stages", type=int, default=16, help="of that MAR")
     parser.add_argument("--scale", type=float, default=1.0, help="of that MAR's classifier-free guidance")
+    parser.add_argument("--count", type=int, default=2000, help="images of that MAR to measure")
     parser.add_argument("--output", default="outputs/caching", help="where training runs are, or are made")
     return parser.parse_args(args)
 

@@ -1,6 +1,6 @@
 """What bfloat16 changes in the images, and what it gains: the models of Fashion-MNIST that come with the package.
 
-    python -m benchmarks.precision [--models mar flowar xar] [--count 1000] [--seeds 5 6 7] [--batch_size 250]
+    python -m benchmarks.precision [--models mar flowar xar causal] [--count 1000] [--seeds 5 6 7] [--batch_size 250]
 
 Each draws with its recipe `balanced` in float32 and with weights and drawing in bfloat16, from the same noise. Fréchet
 distances, their mean and standard deviation over seeds; milliseconds an image, timed in turn, and their ratio.
@@ -30,7 +30,7 @@ _ROUNDS = 3
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=[*FAMILIES], default=["mar", "flowar", "xar"])
+    parser.add_argument("--models", nargs="+", choices=[*FAMILIES], default=[*FAMILIES])
     parser.add_argument("--count", type=int, default=1000, help="images of each row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="of the noise")
     parser.add_argument("--batch_size", type=int, default=250, help="images drawn together")
