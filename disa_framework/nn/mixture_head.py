@@ -7,7 +7,7 @@ conditioning, `w` width of the head, `G` guidance branches (1 or 2).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -131,7 +131,10 @@ class MixtureHead(TokenHead):
 
     def forward(self, z: Tensor) -> GaussianMixture:
         """The densities of tokens, under `z [..., Z]`."""
-        return GaussianMixture.read(self.net(z), self.channels, self.least_scale)
+        return self._read(self.net(z))
+
+    def _read(self, raw: Tensor) -> GaussianMixture:
+        return GaussianMixture.read(raw, self.channels, self.least_scale)
 
     def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
         process = self.process
@@ -141,9 +144,9 @@ class MixtureHead(TokenHead):
 
             def step(x: Tensor, i: int) -> Tensor:
                 B = len(x)
-                mixture = self(z[: 2 * B if acts[i] else B])
-                if acts[i]:
-                    mixture = _half(mixture, 0).guided(_half(mixture, 1), scale)
+                mixture, *null = map(self._read, self.net(z[: 2 * B if acts[i] else B]).split(B))
+                if null:
+                    mixture = mixture.guided(null[0], scale)
                 share = torch.special.ndtr(x[..., 0].to(mixture.means))
                 return torch.cat(mixture.largest(int(nodes.times[i])).component(share), dim=-1)
 
@@ -156,11 +159,6 @@ class MixtureHead(TokenHead):
 
     def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
         return -self(z).log_density(clean).mean()
-
-
-def _half(mixture: GaussianMixture, which: int) -> GaussianMixture:
-    """Of the conditional branch, or of the other."""
-    return GaussianMixture(*(getattr(mixture, part.name).chunk(2)[which] for part in fields(mixture)))
 
 
 def token_head(
