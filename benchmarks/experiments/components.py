@@ -34,7 +34,7 @@ from disa_framework.nn.mixture_head import MixtureHead
 from disa_framework.nn.tokens import gather_tokens, patchify
 from disa_framework.sampling.generation import evaluating
 from disa_framework.schedules import Constant, PerStage, StepSchedule
-from disa_framework.search import Meter
+from disa_framework.search import Calibration, Meter, measure_profile
 from disa_framework.solvers import Components
 from disa_framework.toy.classifier import DigitsFeatures
 from disa_framework.toy.digits import DigitsData
@@ -45,6 +45,7 @@ USED = (16, 8, 4, 2, 1)
 HALVES = ((16, 2), (8, 2), (5, 1), (3, 1))
 """Components of early and of late stages, or the other way round."""
 TEMPERATURES = (0.95, 0.8, 0.6, 0.4)
+CALIBRATION, SAMPLES, LIMITS = Calibration((1, 2, 3, 5, 8, 12), reference_steps=ALL), 250, (32, 48, 80)
 
 
 def load(folder: Path, seed: int) -> ARDiffusionModule:
@@ -61,10 +62,8 @@ def compared() -> Iterator[tuple[str, SamplingConfig]]:
     for name, schedule in schedules():
         yield name, SamplingConfig(schedule, Components(), STAGES)
     for temperature in TEMPERATURES:
-        yield (
-            f"{ALL} of {ALL}, temperature {temperature}",
-            SamplingConfig(Constant(ALL), Components(temperature), STAGES),
-        )
+        sampling = SamplingConfig(Constant(ALL), Components(temperature), STAGES)
+        yield f"{ALL} of {ALL}, temperature {temperature}", sampling
 
 
 def schedules() -> Iterator[tuple[str, StepSchedule]]:
@@ -93,9 +92,63 @@ def surprise(module: ARDiffusionModule) -> Tensor:
     return torch.tensor(rows)
 
 
+class Trained:
+    """One of the models, and how its images are measured.
+
+    Args:
+        module: the model.
+        count: images of a distance.
+    """
+
+    def __init__(self, module: ARDiffusionModule, count: int) -> None:
+        quality, self.labels = FID(DigitsFeatures(), DigitsData(polarity="random")), torch.arange(count) % 10
+        self.module, self.count, self.surprise = module, count, surprise(module)
+        self.meter = Meter(module, quality, self.labels, BATCH, {"accelerator": "cpu"})
+
+    def held_out(self, sampling: SamplingConfig) -> float:
+        """`-log p` of held-out digits in nats a channel, with the components of each stage."""
+        return float(self.surprise.gather(1, torch.tensor(sampling.budget)[:, None] - 1).mean())
+
+    def distances(self, sampling: SamplingConfig, seeds: Sequence[int]) -> list[float]:
+        """Fréchet distances of seeds of the noise."""
+        return [self.meter.measure(sampling, self.count, seed) for seed in seeds]
+
+
 def quarters(values: Tensor) -> list[str]:
     """Means over a quarter of the stages each."""
     return [f"{part.mean():.3f}" for part in values.chunk(QUARTERS)]
+
+
+def likelihoods(models: Sequence[Trained]) -> None:
+    """Of held-out digits, and of what is drawn, at early and late stages; means over the trainings."""
+    heading("nats a channel", *(f"quarter {i + 1} of the stages" for i in range(QUARTERS)))
+    mean = torch.stack([model.surprise for model in models]).mean(dim=0)
+    for used in USED:
+        row(f"held out, {used} of {ALL}", *quarters(mean[:, used - 1]))
+    parts = [diagnose(model.module, model.labels, ["entropy"], Probe(repeats=2)) for model in models]
+    drawn = torch.tensor([part.columns["entropy"] for part in parts])
+    row("entropy of what is drawn", *quarters(drawn.mean(dim=0)))
+
+
+def compare(models: Sequence[Trained], seeds: Sequence[int]) -> None:
+    """Likelihood and distance with components of early and of late stages."""
+    heading("components", "a stage", "head evaluations", "held out, nats a channel", "distance")
+    for name, sampling in compared():
+        # A temperature changes the density, too.
+        held_out = [model.held_out(sampling) for model in models] if sampling.solver == Components() else ""
+        distances = [distance for model in models for distance in model.distances(sampling, seeds)]
+        evaluations = sampling.evaluations(models[0].module.model.process)
+        row(name, f"{sum(sampling.budget) / STAGES:.1f}", evaluations, held_out, distances)
+
+
+def calibrate(models: Sequence[Trained], seeds: Sequence[int]) -> None:
+    """Where calibration has components, as many in all as the limit says."""
+    heading("components in all", "of each stage by calibration", "distance")
+    for model in models:
+        profile = measure_profile(model.module.model, torch.arange(SAMPLES) % 10, model.module.sampling, CALIBRATION)
+        for limit in LIMITS:
+            sampling = SamplingConfig(profile.schedule(limit), Components(), STAGES)
+            row(limit, " ".join(map(str, sampling.budget)), model.distances(sampling, seeds))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -105,27 +158,12 @@ def main(args: Sequence[str] | None = None) -> None:
     options = made.parse_args(args)
     torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    modules = [load(Path(options.output), seed) for seed in options.trainings]
-    labels, quality = torch.arange(options.count) % 10, FID(DigitsFeatures(), DigitsData(polarity="random"))
-    surprises = [surprise(module) for module in modules]
-    mean = torch.stack(surprises).mean(dim=0)
-    heading("nats a channel", *(f"quarter {i + 1} of the stages" for i in range(QUARTERS)))
-    for used in USED:
-        row(f"held out, {used} of {ALL}", *quarters(mean[:, used - 1]))
-    drawn = [diagnose(module, labels, ["entropy"], Probe(repeats=2)).columns["entropy"] for module in modules]
-    row("entropy, what is drawn", *quarters(torch.tensor(drawn).mean(dim=0)))
+    models = [Trained(load(Path(options.output), seed), options.count) for seed in options.trainings]
+    likelihoods(models)
     print()
-    meters = [Meter(module, quality, labels, BATCH, {"accelerator": "cpu"}) for module in modules]
-    heading("components", "a stage", "head evaluations", "held out, nats a channel", "distance")
-    for name, sampling in compared():
-        budget = torch.tensor(sampling.budget)
-        held_out = [float(of.gather(1, budget[:, None] - 1).mean()) for of in surprises]
-        distances = [meter.measure(m.model.settle(sampling), options.count, seed)
-                     for meter, m in zip(meters, modules, strict=True) for seed in options.seeds]  # fmt: skip
-        evaluations = sampling.evaluations(modules[0].model.process)
-        # A temperature changes the density, too.
-        likelihood = held_out if sampling.solver == Components() else ""
-        row(name, f"{budget.double().mean():.1f}", evaluations, likelihood, distances)
+    compare(models, options.seeds)
+    print()
+    calibrate(models, options.seeds)
 
 
 if __name__ == "__main__":
