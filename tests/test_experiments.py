@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.experiments import components
 from benchmarks.experiments.late_start import FromPrediction, FromStage
 from benchmarks.experiments.needy_tokens import Divided, shares
 from benchmarks.experiments.orders import FALLING, SAME, STAGES
@@ -47,6 +48,12 @@ def test_a_late_start_counts_the_evaluation_that_predicts(start: float, eta: flo
 
 def test_falling_steps_are_as_many_as_constant_ones() -> None:
     assert sum(FALLING.budget(STAGES)) == sum(SAME.budget(STAGES))
+
+
+def test_halves_of_the_stages_have_as_many_components_as_constant_ones() -> None:
+    budgets = [schedule.budget(components.STAGES) for _, schedule in components.schedules()][len(components.USED) :]
+    for early, late, constant in zip(budgets[::3], budgets[1::3], budgets[2::3], strict=True):
+        assert sum(early) == sum(late) == sum(constant) and early == late[::-1] and early[0] > late[0]
 
 
 @pytest.mark.parametrize("limit", [2.6, 3.43, 4.75])

@@ -37,7 +37,7 @@ from disa_framework.solvers import (
 from disa_framework.toy.digits import CAPTIONS
 from disa_framework.toy.mixture import MixtureAR
 
-FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon", "nova")
+FAMILIES = ("mar", "emigm", "flowar", "xar", "causal", "spherear", "harmon", "nova", "mar-mixture")
 PROMPTED = ("harmon", "nova")
 DIFFUSION = [
     DDPM(Spaced(clip=950)), DDPM(Spaced(), temperature=0.9), DDIM(Spaced(clip=950)), DDIM(), DPMSolver(1), DPMSolver(2),

@@ -23,7 +23,8 @@ from disa_framework.models import ARDiffusionModel
 from disa_framework.sampling.condition import Condition, place
 from disa_framework.sampling.generation import advance
 from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
-from disa_framework.solvers import DDPM, EulerMaruyama, RectifiedFlow, VPCosine
+from disa_framework.solvers import EulerMaruyama, RectifiedFlow
+from disa_framework.testing.models import SOLVERS
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
 from tests.models.tiny import tiny_emigm, tiny_mar
@@ -34,6 +35,7 @@ from tests.models.tiny_nova import tiny_nova
 LAZY = Lazy(refresh=2, share=0.2, start=1)
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mar": tiny_mar,
+    "mar with a mixture head": lambda: tiny_mar(components=3),
     "emigm": tiny_emigm,
     "lazy mar": lambda: tiny_mar(latent_size=8),
     "flowar": tiny_flowar,
@@ -125,7 +127,7 @@ def sampling_of(name: str, model: ARDiffusionModel, schedule: StepSchedule) -> S
     return model.settle(
         SamplingConfig(
             schedule,
-            DDPM() if isinstance(model.process, VPCosine) else EulerMaruyama(),
+            EulerMaruyama() if isinstance(model.process, RectifiedFlow) else SOLVERS[type(model.process)],
             max(model.min_stages, min(3, model.max_stages)),
             Guidance(2.0, interval=(0.1, 0.9)),
             LAZY if name.startswith("lazy") else None,

@@ -128,6 +128,8 @@ def _entropy(subject: _Subject) -> Columns:
         labels = subject.condition if isinstance(subject.condition, Tensor) else None
         stages = module.sampling.stages
         return {"entropy": conditional_entropy(module.model, stages, labels, subject.count, module.seed)}
+    if surprises := [s.surprise for s in subject.stages if s.surprise is not None]:
+        return {"entropy": surprises}
     spreads = [s.variance for s in subject.stages if s.variance is not None]
     return {"entropy": [gaussian_entropy(spread, subject.probe.repeats) for spread in spreads]}
 
@@ -191,8 +193,8 @@ def diagnose(
             `predictability`: `r2` of a small network that predicts clean tokens from `z`, on samples that it has not
             seen; left out for a model without `z`;
             `variance`: of tokens drawn again and again from one `z`;
-            `entropy`: of a token given `z`, in nats a channel: exact for `MixtureAR`, elsewhere that of Gaussians with
-            the variance measured;
+            `entropy`: of a token given `z`, in nats a channel: exact for `MixtureAR`; mean of `-log p` of what is drawn
+            for a mixture head; elsewhere that of Gaussians with the variance measured;
             `straightness`: cosine between predicted direction and the line from noise to token;
             `error`: `error_T` for each `T` of the menu, how far `T` steps at this stage shift what comes out, see
             `disa_framework.search.calibration`;

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from disa_framework.models.base import Delegating, Proposal
 from disa_framework.module import ARDiffusionModule
+from disa_framework.nn.mixture_head import MixtureHead
 from disa_framework.progress import Progress, silent
 from disa_framework.sampling.condition import Condition, size, take
 from disa_framework.sampling.generation import Observer, generate, sample_stage
@@ -21,11 +22,15 @@ from disa_framework.sampling.history import StageRecord, Trajectory
 from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import Constant
 from disa_framework.search.calibration import Calibration
-from disa_framework.solvers import DDIM, RectifiedFlow, Spaced, Uniform
+from disa_framework.solvers import DDIM, Components, Density, Process, RectifiedFlow, Solver, Spaced, Uniform, VPCosine
 from disa_framework.values import check_numbers
 
 MENU = (2, 3, 5, 10, 20)
 """Numbers of steps that are few."""
+
+_DETERMINISTIC: dict[type[Process], Solver] = {
+    VPCosine: DDIM(grid=Spaced(clip=950)), RectifiedFlow: DDIM(grid=Uniform()), Density: Components(temperature=0.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,15 @@ class Stage:
         variance: `[S, n, D]` over the repeats, if there were any.
         straightness: as of `Signals`, of the deterministic way from noise to a token: where a solver adds noise, the
             token does not lie in a line with the noise it began with.
+        surprise: mean of `-log p(token | z)` in nats a channel, where the head knows the density `p`; if all of it is
+            drawn from, unguided, that is an estimate of the entropy.
     """
 
     tokens: Tensor
     z: Tensor | None
     variance: Tensor | None
     straightness: float
+    surprise: float | None = None
 
 
 def watch(
@@ -111,8 +119,7 @@ class _Watcher(Observer):
     def __init__(self, module: ARDiffusionModule, indices: Tensor, repeats: int) -> None:
         self.model, self.solver = module.model, module.sampling.solver
         self.own, *self.others = (PhiloxNoise(module.seed + r, indices, self.model.device) for r in range(repeats))
-        flow = isinstance(self.model.process, RectifiedFlow)
-        self.deterministic = DDIM(grid=Uniform() if flow else Spaced(clip=950))
+        self.deterministic = _DETERMINISTIC[type(self.model.process)]
         self.stages: list[Stage] = []
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:
@@ -125,7 +132,13 @@ class _Watcher(Observer):
     def accepted(self, record: StageRecord, tokens: Tensor) -> None:
         variance = torch.stack([tokens, *self.again]).float().var(dim=0).cpu() if self.again else None
         z = None if self.z is None else self.z[: len(tokens)].float().cpu()
-        self.stages.append(Stage(tokens.float().cpu(), z, variance, self.straightness))
+        self.stages.append(Stage(tokens.float().cpu(), z, variance, self.straightness, self._surprise(tokens)))
+
+    def _surprise(self, tokens: Tensor) -> float | None:
+        head = self.model.head
+        if not isinstance(head, MixtureHead) or self.z is None:
+            return None
+        return -float(head(self.z[: len(tokens)]).log_density(tokens).mean()) / tokens.shape[-1]
 
 
 def _joined(parts: Sequence[Stage]) -> Stage:
@@ -133,9 +146,15 @@ def _joined(parts: Sequence[Stage]) -> Stage:
     sizes = [len(part.tokens) for part in parts]
     z = [part.z for part in parts if part.z is not None]
     variance = [part.variance for part in parts if part.variance is not None]
+    surprises = [part.surprise for part in parts if part.surprise is not None]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * count for value, count in zip(values, sizes, strict=True)) / sum(sizes)
+
     return Stage(
         torch.cat([part.tokens for part in parts]),
         torch.cat(z) if z else None,
         torch.cat(variance) if variance else None,
-        sum(part.straightness * count for part, count in zip(parts, sizes, strict=True)) / sum(sizes),
+        mean([part.straightness for part in parts]),
+        mean(surprises) if surprises else None,
     )

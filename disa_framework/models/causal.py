@@ -1,7 +1,7 @@
 """Tokens in raster order, one a stage, from a causal transformer: what such models share, and CausalAR.
 
-CausalAR has MAR's diffusion head. It is not a published system but the example of a model of one's own, explained in
-docs/adding-a-model.md.
+CausalAR has MAR's diffusion head, or a mixture of Gaussians in its place. It is not a published system but the example
+of a model of one's own, explained in docs/adding-a-model.md.
 
 Letters: `B` batch, `N` tokens and stages, `D` token channels, `L` tokens at hand, `w` width, `R` repeats of the
 diffusion loss, `m` tokens of the class, `G` guidance branches (1 or 2).
@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Proposal
 from disa_framework.nn.attention import KVCache, Past
-from disa_framework.nn.diffusion_head import DiffusionHead, TokenHead
+from disa_framework.nn.diffusion_head import TokenHead
+from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.nn.transformer import Block
 from disa_framework.sampling.config import SamplingConfig
@@ -164,11 +166,13 @@ class CausalAR(RasterAR):
         patch_size: side of a token, in latent pixels.
         num_classes: labels are 0 … num_classes - 1.
         width, depth, heads: the transformer.
-        head_depth, head_width: the diffusion head.
+        head_depth, head_width: the diffusion head; hidden layers of a mixture head.
         dropout: of attention and MLPs, in training.
         label_dropout: share of training samples without a class, for guidance.
-        diffusion_batch_mul: `R`, how many times and noises a token is trained at.
+        diffusion_batch_mul: `R`, how many times and noises a token is trained at; a mixture head has neither.
         position_std: standard deviation of the initial position table.
+        components: Gaussians of a mixture head, which is then in the place of the diffusion head.
+        least_scale: of these, the least standard deviation.
     """
 
     def __init__(
@@ -186,10 +190,11 @@ class CausalAR(RasterAR):
         label_dropout: float = 0.1,
         diffusion_batch_mul: int = 4,
         position_std: float = 0.02,
+        components: int | None = None,
+        least_scale: float = PUBLISHED_SCALE,
     ) -> None:
         check_numbers(CausalAR.__init__, locals())
         super().__init__((latent_channels, latent_size, latent_size), patch_size, num_classes, width, depth, heads)
-        self.process = VPCosine(learns_variance=True)
         self.label_dropout, self.diffusion_batch_mul = label_dropout, diffusion_batch_mul
 
         self.class_emb = nn.Embedding(num_classes + 1, width)  # the last one is no class
@@ -199,7 +204,10 @@ class CausalAR(RasterAR):
             Block(width, heads, attn_dropout=dropout, proj_dropout=dropout, causal=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.diffloss = DiffusionHead(self.token_channels, width, head_depth, head_width, self.process)
+        self.diffloss: Any = token_head(
+            self.token_channels, width, head_depth, head_width, VPCosine(learns_variance=True), components, least_scale
+        )
+        self.process = self.head.process
         self._initialize()
 
     def _initialize(self) -> None:
@@ -209,10 +217,10 @@ class CausalAR(RasterAR):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_emb.weight, std=0.02)
-        self.diffloss.net.initialize()
+        self.head.initialize()
 
     @property
-    def head(self) -> DiffusionHead:
+    def head(self) -> TokenHead:
         return self.diffloss
 
     def embed_classes(self, labels: Tensor) -> Tensor:
@@ -230,13 +238,10 @@ class CausalAR(RasterAR):
 
     def loss(self, latents: Tensor, condition: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         tokens = patchify(latents, self.patch_size)
-        (B, N, D), R, device = tokens.shape, self.diffusion_batch_mul, tokens.device
+        (B, N, _), device = tokens.shape, tokens.device
         # On the CPU, so that a seed gives the same numbers on every device.
         dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
-        timesteps = torch.randint(len(self.diffloss.tables), (R, B, N), generator=generator)
-        noise = torch.randn(R, B, N, D, generator=generator)
+        corruption = self.head.corruption((self.diffusion_batch_mul, B, N), generator)
 
-        z = self.condition_all(tokens, condition, dropped.to(device)).expand(R, -1, -1, -1)
-        clean = tokens.expand(R, -1, -1, -1)
-        squared, bound = self.diffloss(clean, z, timesteps.to(device), noise.to(device))
-        return (squared + bound).mean()
+        z = self.condition_all(tokens, condition, dropped.to(device))
+        return self.head.loss(tokens, z, *(part.to(device) for part in corruption))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
-from disa_framework.nn.diffusion_head import DiffusionHead
+from disa_framework.nn.diffusion_head import TokenHead
+from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
 from disa_framework.nn.transformer import Block
 from disa_framework.runtime.feature_cache import Backbone, Memory
@@ -74,15 +75,13 @@ class TrainingDraws:
         order: `[B, N]` permutations.
         masked: how many leading tokens of each order are masked.
         dropped: `[B]` bool, samples trained without their class.
-        timesteps: `[R, B, m]` int64.
-        noise: `[R, B, m, D]`.
+        corruption: as the head has it, of masked tokens; of a diffusion head `[R, B, m]` timesteps and noise.
     """
 
     order: Tensor
     masked: int
     dropped: Tensor
-    timesteps: Tensor
-    noise: Tensor
+    corruption: tuple[Tensor, ...]
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Of visible tokens `[B, N - m]`, and of masked ones `[B, m]`."""
@@ -113,7 +112,7 @@ class MAR(ARDiffusionModel[MARState]):
         num_classes: labels are 0 … num_classes - 1.
         encoder_width, encoder_depth, encoder_heads: the encoder's transformer.
         decoder_width, decoder_depth, decoder_heads: the decoder's transformer.
-        head_depth, head_width: the diffusion head.
+        head_depth, head_width: the diffusion head; hidden layers of a mixture head.
         buffer_size: `S`, slots in front of the tokens that carry the class embedding.
         mlp_ratio: hidden over outer width of the transformers' MLPs.
         norm_eps: of the transformers' LayerNorms.
@@ -121,9 +120,12 @@ class MAR(ARDiffusionModel[MARState]):
         label_dropout: share of training samples without a class, for guidance.
         mask_ratio_mean, mask_ratio_std, mask_ratio_min: the normal, cut to [min, 1], that a training batch's
             share of masked tokens is drawn from.
-        diffusion_batch_mul: `R`, how many times and noises a masked token is trained at.
+        diffusion_batch_mul: `R`, how many times and noises a masked token is trained at; a mixture head has neither.
         position_std: standard deviation of the initial position tables.
-        max_beta: of the process, see `VPCosine`.
+        max_beta: of the diffusion head's process, see `VPCosine`.
+        components: Gaussians of a mixture head (GIVT, arXiv 2312.02116), which is then in the place of the diffusion
+            head.
+        least_scale: of these, the least standard deviation.
     """
 
     caches_features = True
@@ -154,6 +156,8 @@ class MAR(ARDiffusionModel[MARState]):
         diffusion_batch_mul: int = 4,
         position_std: float = 0.02,
         max_beta: float = 0.999,
+        components: int | None = None,
+        least_scale: float = PUBLISHED_SCALE,
     ) -> None:
         super().__init__()
         check_numbers(MAR.__init__, locals())
@@ -164,7 +168,6 @@ class MAR(ARDiffusionModel[MARState]):
         if not mask_ratio_std:
             raise ValueError(f"mask_ratio_std must be above 0, got {mask_ratio_std}")
         side, channels = latent_size // patch_size, latent_channels * patch_size**2
-        self.process = VPCosine(learns_variance=True, max_beta=max_beta)
         self.latent_shape = (latent_channels, latent_size, latent_size)
         self.num_classes = num_classes
         self.num_tokens = self.max_stages = side**2
@@ -194,7 +197,11 @@ class MAR(ARDiffusionModel[MARState]):
         self.decoder_blocks = blocks(decoder_depth, decoder_width, decoder_heads)
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=norm_eps)
         self.diffusion_pos_embed_learned = positions(self.num_tokens, decoder_width)
-        self.diffloss = DiffusionHead(channels, decoder_width, head_depth, head_width, self.process)
+        process = VPCosine(learns_variance=True, max_beta=max_beta)
+        self.diffloss: Any = token_head(
+            channels, decoder_width, head_depth, head_width, process, components, least_scale
+        )
+        self.process = self.head.process
         self._initialize()
 
     def _initialize(self) -> None:
@@ -204,10 +211,10 @@ class MAR(ARDiffusionModel[MARState]):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_emb.weight, std=0.02)
-        self.diffloss.net.initialize()
+        self.head.initialize()
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> TokenHead:
         return self.diffloss
 
     @property
@@ -302,7 +309,7 @@ class MAR(ARDiffusionModel[MARState]):
     def proposal(self, state: MARState, stage: int, drawn: Tensor, z: Tensor, memory: Memory | None = None) -> Proposal:
         """The head for the tokens at `drawn [B, n]`, under their conditioning `z [G B, n, w]`."""
         scale = state.sampling.guidance_at(stage).at(self.progress(state, stage))
-        denoise = self.diffloss.denoiser(z, scale, state.sampling.guidance)
+        denoise = self.head.denoiser(z, scale, state.sampling.guidance)
         return Proposal((z.shape[1], self.token_channels), denoise, (drawn, memory), z)
 
     def progress(self, state: MARState, stage: int) -> float:
@@ -336,11 +343,7 @@ class MAR(ARDiffusionModel[MARState]):
 
     def masked_loss(self, tokens: Tensor, z: Tensor, draws: TrainingDraws) -> Tensor:
         """Mean loss of the masked ones of `tokens [B, N, D]`, under their conditioning `z [B, m, w]`."""
-        masked, R = gather_tokens(tokens, draws.places()[1]), len(draws.timesteps)
-        squared, bound = self.diffloss(
-            masked.expand(R, -1, -1, -1), z.expand(R, -1, -1, -1), draws.timesteps, draws.noise
-        )
-        return (squared + bound).mean()
+        return self.head.loss(gather_tokens(tokens, draws.places()[1]), z, *draws.corruption)
 
     def training_draws(
         self,
@@ -354,13 +357,12 @@ class MAR(ARDiffusionModel[MARState]):
         Args:
             num_tokens: `N` of the images, as many as the model draws by default.
         """
-        B, N, R = batch_size, num_tokens or self.num_tokens, self.diffusion_batch_mul
+        B, N = batch_size, num_tokens or self.num_tokens
         order = torch.rand(B, N, generator=generator).argsort(dim=1)
         m = self.count_masked(N, generator)
         dropped = torch.rand(B, generator=generator) < (self.label_dropout if self.training else 0.0)
-        timesteps = torch.randint(len(self.diffloss.tables), (R, B, m), generator=generator)
-        noise = torch.randn(R, B, m, self.token_channels, generator=generator)
-        return TrainingDraws(order.to(device), m, dropped.to(device), timesteps.to(device), noise.to(device))
+        corruption = self.head.corruption((self.diffusion_batch_mul, B, m), generator)
+        return TrainingDraws(order.to(device), m, dropped.to(device), tuple(part.to(device) for part in corruption))
 
     def count_masked(self, num_tokens: int, generator: torch.Generator | None) -> int:
         """How many tokens of each image of a training batch are masked."""

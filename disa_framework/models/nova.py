@@ -288,10 +288,11 @@ class NOVA(ARDiffusionModel[MARState]):
         visible, masked = draws.places()
         z = self.backbone(tokens, self.condition(states), visible, masked)
         clean = gather_tokens(tokens, masked)
-        alpha, sigma = self.tables[draws.timesteps].unsqueeze(-2).unbind(-1)
-        noisy = alpha * clean + sigma * draws.noise
-        out = self.image_decoder(noisy, self.image_decoder.time_cond_embed(draws.timesteps, z))
-        return (out - self.process.target(clean, draws.noise)).square().mean()
+        timesteps, noise = draws.corruption
+        alpha, sigma = self.tables[timesteps].unsqueeze(-2).unbind(-1)
+        noisy = alpha * clean + sigma * noise
+        out = self.image_decoder(noisy, self.image_decoder.time_cond_embed(timesteps, z))
+        return (out - self.process.target(clean, noise)).square().mean()
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
@@ -306,7 +307,7 @@ class NOVA(ARDiffusionModel[MARState]):
         else:
             times = torch.randint(TIMES, (R, B, m), generator=generator)
         noise = torch.randn(R, B, m, self.token_channels, generator=generator)
-        return TrainingDraws(order.to(device), m, dropped.to(device), times.to(device), noise.to(device))
+        return TrainingDraws(order.to(device), m, dropped.to(device), (times.to(device), noise.to(device)))
 
 
 class PostNormBlock(Block):

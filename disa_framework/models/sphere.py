@@ -108,7 +108,7 @@ class SphereAR(RasterAR):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=position_std)
-        self.head.net.initialize()
+        self.head.initialize()
 
     @property
     def head(self) -> VelocityHead:
@@ -159,17 +159,15 @@ class SphereAR(RasterAR):
         draws = draws or self.training_draws(len(latents), latents.device, generator)
         tokens = patchify(latents, 1)
         z = self.condition_all(tokens, condition, draws.dropped)
-        v = self.head(*(x.expand(self.diffusion_batch_mul, *x.shape) for x in (tokens, z)), draws.times, draws.noise)
-        return (v - self.process.target(tokens, draws.noise)).square().mean()
+        return self.head.loss(tokens, z, draws.times, draws.noise)
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> TrainingDraws:
-        """Draws on the CPU, then moves to `device`. Times are logit-normal (0, 1)."""
+        """Draws on the CPU, then moves to `device`."""
         dropped = torch.rand(batch_size, generator=generator) < (self.label_dropout if self.training else 0.0)
         shape = (self.diffusion_batch_mul, batch_size, self.max_stages)
-        times = torch.randn(shape, generator=generator).sigmoid()
-        noise = torch.randn(*shape, self.token_channels, generator=generator)
+        times, noise = self.head.corruption(shape, generator)
         return TrainingDraws(dropped.to(device), times.to(device), noise.to(device))
 
 

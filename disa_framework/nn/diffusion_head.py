@@ -78,7 +78,7 @@ class MLPHead(nn.Module):
 
 
 class TokenHead(nn.Module, ABC):
-    """A head that is told times and conditioning as the sum of two embeddings.
+    """What draws single tokens, each given its `z`.
 
     Args:
         process: on which it is trained.
@@ -87,6 +87,35 @@ class TokenHead(nn.Module, ABC):
     def __init__(self, process: Process) -> None:
         super().__init__()
         self.process = process
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Starts those weights otherwise that should not start as all others do."""
+
+    @abstractmethod
+    def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
+        """The head of one stage, guided by `scale` within the interval of `guidance`.
+
+        Args:
+            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
+        """
+
+    @abstractmethod
+    def corruption(self, shape: tuple[int, ...], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """What the loss of tokens `[*shape, D]` needs of random numbers, on the CPU, so that a seed gives the same
+        numbers on every device.
+
+        Args:
+            shape: its first axis repeats tokens.
+        """
+
+    @abstractmethod
+    def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
+        """Mean loss of tokens `clean [..., D]` under `z [..., Z]`, as often as `corruption` repeats them."""
+
+
+class TimedHead(TokenHead):
+    """A head that is told times and conditioning as the sum of two embeddings."""
 
     @abstractmethod
     def embed_times(self, t: Tensor) -> Tensor:
@@ -101,11 +130,6 @@ class TokenHead(nn.Module, ABC):
         """What the process says that the head predicts of `x [..., D]`, under the sum of the embeddings `[..., w]`."""
 
     def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
-        """The head of one stage, guided by `scale` within the interval of `guidance`.
-
-        Args:
-            z: `[G B, n, Z]` conditioning, conditional rows first; unconditional ones are read where guidance acts.
-        """
         cond = self.embed_cond(z)
 
         def embed(nodes: Nodes) -> Tensor:
@@ -114,7 +138,7 @@ class TokenHead(nn.Module, ABC):
         return guided(lambda x, time: self.predict(x, time + cond[: len(x)]), embed, self.process, guidance, scale)
 
 
-class DiffusionHead(TokenHead):
+class DiffusionHead(TimedHead):
     """The head, its sampling, and its loss: squared error of the noise, plus a variational bound for the variance."""
 
     tables: Tensor
@@ -122,7 +146,11 @@ class DiffusionHead(TokenHead):
     def __init__(self, channels: int, cond_width: int, depth: int, width: int, process: VPCosine) -> None:
         super().__init__(process)
         self.net = MLPHead(channels, cond_width, depth, width)
+        self.channels = channels
         self.register_buffer("tables", _training_tables(process), persistent=False)
+
+    def initialize(self) -> None:
+        self.net.initialize()
 
     def embed_times(self, t: Tensor) -> Tensor:
         return self.net.time_embed(t)
@@ -151,6 +179,15 @@ class DiffusionHead(TokenHead):
         predicted = (noisy - sigma * out.detach()) / alpha
         bound = _bound(clean, noisy, predicted, value, posterior_tables)
         return (noise - out).square().mean(-1), torch.where(t == 0, bound[1], bound[0])
+
+    def corruption(self, shape: tuple[int, ...], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        timesteps = torch.randint(len(self.tables), shape, generator=generator)
+        return timesteps, torch.randn(*shape, self.channels, generator=generator)
+
+    def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
+        t, noise = corruption
+        squared, bound = self(clean.expand(noise.shape), z.expand(*t.shape, -1), t, noise)
+        return (squared + bound).mean()
 
 
 def _training_tables(process: VPCosine) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from disa_framework.nn.adaln import RMSNorm, modulate
 from disa_framework.nn.attention import AttentionLayer, Past, attend
-from disa_framework.nn.diffusion_head import TokenHead
+from disa_framework.nn.diffusion_head import TimedHead
 from disa_framework.nn.region import Region
 from disa_framework.nn.rotary import rotated
 from disa_framework.nn.time import TimestepEmbedding
@@ -127,7 +127,7 @@ class GatedMLPHead(nn.Module):
         return self.final_layer(x, y)
 
 
-class VelocityHead(TokenHead):
+class VelocityHead(TimedHead):
     """The head on single tokens, its sampling, and its loss. As published it is told `1000 (1 - t)`, from noise on, and
     its output is the velocity the other way round, `x_0 - noise`."""
 
@@ -135,7 +135,11 @@ class VelocityHead(TokenHead):
         self, channels: int, cond_width: int, depth: int, width: int, modulations: int, process: RectifiedFlow
     ) -> None:
         super().__init__(process)
+        self.channels = channels
         self.net = GatedMLPHead(channels, cond_width, depth, width, modulations)
+
+    def initialize(self) -> None:
+        self.net.initialize()
 
     def embed_times(self, t: Tensor) -> Tensor:
         return self.net.time_embed(1000 * (1 - t))
@@ -157,3 +161,13 @@ class VelocityHead(TokenHead):
         """
         noisy = torch.lerp(clean, noise, t[..., None].to(clean))
         return self.predict(noisy, self.embed_times(t) + self.embed_cond(z))
+
+    def corruption(self, shape: tuple[int, ...], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        times = torch.randn(shape, generator=generator).sigmoid()  # logit-normal (0, 1)
+        return times, torch.randn(*shape, self.channels, generator=generator)
+
+    def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
+        t, noise = corruption
+        clean = clean.expand(noise.shape)
+        velocity = self(clean, z.expand(*t.shape, -1), t, noise)
+        return (velocity - self.process.target(clean, noise)).square().mean()

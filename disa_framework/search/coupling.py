@@ -47,7 +47,7 @@ class SharedPath:
         Raises:
             ValueError: if the fine run is not fine enough.
         """
-        if self.table.draws == 1:  # the initial noise is all there is to share
+        if self.table.draws == 1 or len(self.table) == 1:  # of which there is no path between two rows
             return self.source
         fine = torch.tensor(self.table.nodes.times, dtype=torch.float64)
         times = self.solver.table(self.process, steps).nodes.times

@@ -1,6 +1,7 @@
 """Processes, grids and solvers: how a diffusion head turns noise into tokens."""
 
 from disa_framework.solvers.base import Solver
+from disa_framework.solvers.components import Components, Density
 from disa_framework.solvers.ddim import DDIM
 from disa_framework.solvers.ddpm import DDPM
 from disa_framework.solvers.dpm_solver import DPMSolver, DPMSolverPP
@@ -14,8 +15,8 @@ from disa_framework.solvers.table import Row, Table
 from disa_framework.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPMSolver", "DPMSolverPP", "Euler", "EulerMaruyama", "Fitted", "Grid", "Halves", "Heun", "Karras",
-    "Leading", "Linspace", "LogSNR", "LogitNormal", "Nodes", "PowerTime", "Process", "RectifiedFlow", "Row", "Shift",
-    "SinglestepDPMSolverPP", "Solver", "Spaced", "Staged", "Strided", "Sway", "Table", "Times", "UniPC", "Uniform",
-    "UniformTime", "VPCosine",
+    "DDIM", "DDPM", "Components", "DPMSolver", "DPMSolverPP", "Density", "Euler", "EulerMaruyama", "Fitted", "Grid",
+    "Halves", "Heun", "Karras", "Leading", "Linspace", "LogSNR", "LogitNormal", "Nodes", "PowerTime", "Process",
+    "RectifiedFlow", "Row", "Shift", "SinglestepDPMSolverPP", "Solver", "Spaced", "Staged", "Strided", "Sway", "Table",
+    "Times", "UniPC", "Uniform", "UniformTime", "VPCosine",
 ]  # fmt: skip

@@ -66,8 +66,7 @@ class DDPM(Solver):
     def build(self, process: Process, steps: int) -> Table:
         if not isinstance(process, VPCosine):
             raise ValueError(
-                f"DDPM is for variance-preserving heads, this one is {type(process).__name__}: "
-                "use Euler, Heun or EulerMaruyama"
+                f"DDPM is for variance-preserving heads, this one is {type(process).__name__}: use {process.solvers}"
             )
         nodes = self.grid.nodes(process, steps)
         count = len(nodes) - 1

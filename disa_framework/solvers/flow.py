@@ -103,6 +103,5 @@ def _intervals(times: tuple[float, ...]) -> list[tuple[float, float]]:
 def _check_flow(solver: Solver, process: Process) -> None:
     if not isinstance(process, RectifiedFlow):
         raise ValueError(
-            f"{type(solver).__name__} is for linear flows, this head is {type(process).__name__}: "
-            "use DDPM, DDIM or DPMSolverPP"
+            f"{type(solver).__name__} is for linear flows, this head is {type(process).__name__}: use {process.solvers}"
         )

@@ -247,7 +247,7 @@ def _variance_preserving(grid: Grid, process: Process) -> VPCosine:
     if not isinstance(process, VPCosine):
         raise ValueError(
             f"the grid {type(grid).__name__} is for variance-preserving heads, this one is "
-            f"{type(process).__name__}: use Uniform"
+            f"{type(process).__name__}: use {process.grids}"
         )
     return process
 
@@ -255,6 +255,7 @@ def _variance_preserving(grid: Grid, process: Process) -> VPCosine:
 def _linear_flow(grid: Grid, process: Process) -> RectifiedFlow:
     if not isinstance(process, RectifiedFlow):
         raise ValueError(
-            f"the grid {type(grid).__name__} is for linear flows, this head is {type(process).__name__}: use Spaced"
+            f"the grid {type(grid).__name__} is for linear flows, this head is {type(process).__name__}: "
+            f"use {process.grids}"
         )
     return process

@@ -76,6 +76,12 @@ class Process(ABC):
     clean: ClassVar[float] = 0.0
     """The time of clean tokens."""
 
+    solvers: ClassVar[str]
+    """Which solvers draw from such a head, for messages."""
+
+    grids: ClassVar[str]
+    """Which grids place steps for such a head, for messages."""
+
     @abstractmethod
     def nodes(self, times: Sequence[float]) -> Nodes:
         """The nodes at the given times."""
@@ -140,6 +146,8 @@ class VPCosine(Process):
     predicts: Prediction = field(default="noise", metadata=LATER)
     max_beta: float = field(default=0.999, metadata=LATER)
     clean: ClassVar[float] = -1.0
+    solvers: ClassVar[str] = "DDPM, DDIM or DPMSolverPP"
+    grids: ClassVar[str] = "Spaced"
 
     def __post_init__(self) -> None:
         known = get_args(Prediction)
@@ -211,6 +219,9 @@ class VPCosine(Process):
 class RectifiedFlow(Process):
     """Straight path `x_t = (1 - t) x_0 + t noise`; the head predicts the velocity `noise - x_0`
     (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003)."""
+
+    solvers: ClassVar[str] = "Euler, Heun or EulerMaruyama"
+    grids: ClassVar[str] = "Uniform"
 
     def nodes(self, times: Sequence[float]) -> Nodes:
         if not all(0 <= t <= 1 for t in times):

@@ -24,10 +24,12 @@ from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.sampling.order import CheckerboardOrder, ListedOrder, RasterOrder
 from disa_framework.sampling.stage_sizes import ExponentialSizes, LinearSizes, ListedSizes
 from disa_framework.schedules import Constant
-from disa_framework.solvers import DDIM, DDPM, Euler, VPCosine
+from disa_framework.solvers import DDIM, DDPM, Components, Density, Euler, Process, RectifiedFlow, Solver, VPCosine
 
 STEPS = 3
 SEED = 5
+SOLVERS: dict[type[Process], Solver] = {VPCosine: DDPM(), RectifiedFlow: Euler(), Density: Components()}
+"""One for each kind of head."""
 
 
 class Work(TorchFunctionMode):
@@ -133,9 +135,8 @@ class ModelContract:
 
     def sampling(self, model: ARDiffusionModel, **changes: Any) -> SamplingConfig:
         """How samples are drawn, in few steps and stages."""
-        solver = DDPM() if isinstance(model.process, VPCosine) else Euler()
         few = min(max(4, model.min_stages), model.max_stages)
-        return replace(SamplingConfig(Constant(STEPS), solver, few), **changes)
+        return replace(SamplingConfig(Constant(STEPS), SOLVERS[type(model.process)], few), **changes)
 
     def draw(self, model: ARDiffusionModel, indices: Iterable[int] = range(3), **options: Any) -> Tensor:
         """Latents of the samples `indices`; `options` are those of `draw_with`."""
@@ -216,7 +217,7 @@ class ModelContract:
 
     def test_guidance_of_scale_0_is_unconditional(self, model: ARDiffusionModel) -> None:
         # Without noise between steps, as a variance that the head predicts is not guided.
-        solver = DDIM() if isinstance(model.process, VPCosine) else Euler()
+        solver = DDIM() if isinstance(model.process, VPCosine) else SOLVERS[type(model.process)]
         guided = self.draw(model, solver=solver, guidance=Guidance(0.0, "constant"))
         unconditional = self.draw(model, condition=None, solver=solver)
         # The end of a sample is not guided: where that is over, there are zeros.
@@ -259,6 +260,9 @@ class ModelContract:
     def test_reused_guidance_saves_work_and_a_sample_still_does_not_depend_on_its_batch(
         self, model: ARDiffusionModel
     ) -> None:
+        sampling = self.sampling(model)
+        if sampling.evaluations(model.process) == sampling.stages:
+            return  # an evaluation a stage, of which none can be left out
         drawn, costs = [], []
         self.draw(model)  # what is made once is made
         for period in (1, 2, STEPS):

@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from disa_framework.diagnostics import Diagnosis
+from disa_framework import SamplingConfig
+from disa_framework.diagnostics import Diagnosis, Probe, diagnose
 from disa_framework.diagnostics.entropy import conditional_entropy, gaussian_entropy, mixture_entropy
+from disa_framework.module import ARDiffusionModule
+from disa_framework.nn.mixture_head import MixtureHead
+from disa_framework.schedules import Constant
+from disa_framework.solvers import Components
 from disa_framework.toy.mixture import MixtureAR
+from tests.models.tiny import begin, tiny_mar
 
 
 def normal_entropy(variance: float) -> float:
@@ -59,6 +65,20 @@ def test_a_class_leaves_less_to_know() -> None:
 def test_the_estimate_is_right_for_gaussians_however_few_the_repeats(repeats: int) -> None:
     draws = 0.3 * torch.randn(repeats, 40_000, generator=torch.Generator().manual_seed(0))
     assert gaussian_entropy(draws.var(dim=0), repeats) == pytest.approx(normal_entropy(0.09), abs=0.03)
+
+
+def test_what_a_mixture_head_draws_is_as_surprising_as_its_entropy_and_less_if_it_is_cool() -> None:
+    model, labels = tiny_mar(components=1), torch.arange(600) % 3
+    found: list[float] = []
+    for temperature in (1.0, 0.5):
+        module = ARDiffusionModule(model, SamplingConfig(Constant(1), Components(temperature), 1))
+        diagnosis = diagnose(module, labels, ["entropy", "straightness"], Probe(repeats=2))
+        assert diagnosis.columns["straightness"] == pytest.approx([1.0], abs=1e-5)
+        found += diagnosis.columns["entropy"]
+    z = model.propose(begin(model, labels[:3], solver=Components(), num_stages=1), 0).z
+    assert isinstance(model.head, MixtureHead) and z is not None
+    exact = normal_entropy(1.0) + model.head(z).log_scales.mean().item()
+    assert found == pytest.approx([exact, exact - 0.5 * (1 - 0.5**2)], abs=0.02)
 
 
 def test_one_draw_has_no_variance() -> None:

@@ -117,8 +117,8 @@ def replay_training(case: Case) -> Report:
     m, rows = int(mask[0].sum()), order[:, : int(mask[0].sum())].expand(R, -1, -1)
     timesteps, noise = io["timesteps"].view(R, B, N), io["noise"].view(R, B, N, D)
     draws = TrainingDraws(
-        order, m, io["drop_mask"].bool(), timesteps.gather(2, rows),
-        noise.gather(2, rows[..., None].expand(-1, -1, -1, D)),
+        order, m, io["drop_mask"].bool(),
+        (timesteps.gather(2, rows), noise.gather(2, rows[..., None].expand(-1, -1, -1, D))),
     )  # fmt: skip
     embedding = torch.where(draws.dropped[:, None], model.fake_latent.expand(B, -1), model.class_emb(io["labels"]))
     z = model.backbone(tokens, embedding, order[:, m:], torch.arange(N).expand(B, -1))

@@ -160,8 +160,7 @@ def replay_training(case: Case) -> Report:
         io["orders"],
         info["num_masked"],
         dropped,
-        timesteps.gather(2, rows),
-        noise.gather(2, rows[..., None].expand(-1, -1, -1, D)),
+        (timesteps.gather(2, rows), noise.gather(2, rows[..., None].expand(-1, -1, -1, D))),
     )
     labels = io.get("labels")
     report.compare("mask", torch.zeros_like(io["mask"]).scatter(1, masked, 1), io["mask"])

@@ -46,6 +46,12 @@ class TestMAR(ModelContract):
         )  # fmt: skip
 
 
+class TestMixtureMAR(ModelContract):
+    @pytest.fixture(params=[1, 5], ids=lambda count: f"{count} components")
+    def model(self, request: pytest.FixtureRequest) -> MAR:
+        return tiny_mar(latent_size=8, latent_channels=2, components=request.param, decoder_depth=2)
+
+
 class TestEMIGM(ModelContract):
     @pytest.fixture
     def model(self) -> EMIGM:
@@ -61,6 +67,16 @@ class TestCausalAR(ModelContract):
             depth=2, heads=2, head_depth=2, head_width=16,
         )  # fmt: skip
         return filled(model, 0.2, torch.Generator().manual_seed(0))
+
+
+class TestMixtureCausalAR(ModelContract):
+    @pytest.fixture
+    def model(self) -> CausalAR:
+        model = CausalAR(
+            latent_size=3, latent_channels=2, num_classes=3, width=16, depth=2, heads=2, head_depth=1, head_width=16,
+            dropout=0.0, label_dropout=0.5, components=4,
+        )  # fmt: skip
+        return filled(model, 0.2, torch.Generator().manual_seed(0)).train()  # whose labels alone are random
 
 
 class TestSphereAR(ModelContract):

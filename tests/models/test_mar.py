@@ -151,7 +151,7 @@ def test_a_dropped_label_has_no_effect() -> None:
 def test_the_loss_counts_every_masked_token_as_often_as_it_is_repeated() -> None:
     model = tiny_mar(diffusion_batch_mul=3)
     draws = model.training_draws(2, torch.device("cpu"), torch.Generator().manual_seed(0))
-    assert draws.timesteps.shape == (3, 2, draws.masked)
+    assert [part.shape for part in draws.corruption] == [(3, 2, draws.masked), (3, 2, draws.masked, 4)]
     with calls(model.diffloss.net) as head:
         loss = model.loss(torch.randn(2, 1, 4, 4), torch.tensor([0, 1]), draws=draws)
     assert loss.ndim == 0

@@ -104,14 +104,13 @@ def test_what_is_masked_is_not_seen_and_the_order_of_what_is_does_not_matter() -
 def test_the_loss_is_the_squared_error_at_the_times_that_are_drawn(process: Any) -> None:
     model, latents = tiny_nova(process=process), torch.randn(2, 2, 8, 8)
     drawn = model.training_draws(2, latents.device, torch.Generator().manual_seed(0))
-    assert drawn.timesteps.min() >= 0 and drawn.timesteps.max() < 1000 and 0.7 * 16 <= drawn.masked <= 16
-    draws = TrainingDraws(
-        drawn.order, drawn.masked, drawn.dropped, torch.full_like(drawn.timesteps, 300), drawn.noise
-    )  # fmt: skip
+    timesteps, noise = drawn.corruption
+    assert timesteps.min() >= 0 and timesteps.max() < 1000 and 0.7 * 16 <= drawn.masked <= 16
+    draws = TrainingDraws(drawn.order, drawn.masked, drawn.dropped, (torch.full_like(timesteps, 300), noise))
     model.image_decoder.head.weight.data.zero_()
     model.image_decoder.head.bias.data.zero_()  # so that it predicts 0
     clean = model.to_tokens(latents).gather(1, draws.places()[1][..., None].expand(-1, -1, 8))
-    want = draws.noise - clean if process == "flow" else draws.noise
+    want = noise - clean if process == "flow" else noise
     torch.testing.assert_close(model.loss(latents, PROMPTS[:2], draws=draws), want.square().mean())
     assert model.tables[300, 1].item() == pytest.approx(0.3 if process == "flow" else VPCosine().nodes([300]).sigmas[0])
 

@@ -19,6 +19,7 @@ from disa_framework.search.coupling import SharedPath
 from disa_framework.solvers import (
     DDIM,
     DDPM,
+    Components,
     Euler,
     EulerMaruyama,
     Heun,
@@ -102,6 +103,13 @@ def test_models_that_keep_something_between_stages_are_calibrated(model: ARDiffu
     )
     assert torch.equal(first.shifts, second.shifts)
     assert all(row[0] >= row[1] > 0 for row in first.errors)
+
+
+def test_components_of_a_mixture_head_are_calibrated_as_steps_are() -> None:
+    model, sampling = tiny_mar(components=5), SamplingConfig(solver=Components())
+    profile = measure_profile(model, LABELS, sampling, Calibration((1, 2, 5), other_steps=3))
+    assert all(row[0] >= row[1] >= row[2] == 0 for row in profile.errors) and profile.errors[0][0] > 0
+    assert sum(profile.schedule(8).budget(4)) == 8
 
 
 def test_a_profile_is_that_of_the_cache_it_is_measured_with() -> None:

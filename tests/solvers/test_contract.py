@@ -8,6 +8,8 @@ import torch
 from disa_framework.solvers import (
     DDIM,
     DDPM,
+    Components,
+    Density,
     DPMSolver,
     DPMSolverPP,
     Euler,
@@ -33,6 +35,7 @@ from disa_framework.solvers import (
     VPCosine,
 )
 from disa_framework.testing import SolverContract
+from disa_framework.testing.solvers import STD
 
 VP, FLOW, LEARNED, VELOCITY = VPCosine(), RectifiedFlow(), VPCosine(learns_variance=True), VPCosine(predicts="v")
 VARIANCE_PRESERVING = [
@@ -49,6 +52,7 @@ CASES = [
     *((solver, LEARNED) for solver in (DDPM(), DDPM(Spaced(), "learned"), DDIM(), DPMSolverPP())),
     *((solver, VELOCITY) for solver in (DDPM(), DDIM(eta=1.0), DPMSolver(), DPMSolverPP(2, Linspace()))),
     *((solver, FLOW) for solver in OF_FLOWS),
+    (Components(STD), Density(8)),  # the value 0 is a scale of 1
 ]
 
 
@@ -107,6 +111,10 @@ NONSENSE: dict[str, Callable[[], object]] = {
     "row 1 reads an m from before": lambda: Table(VPCosine().nodes([9, 5]), (Row(0, 1, 1, 1), Row(0, 1, 1, 1, 1, 1))),
     "predicts must be one of noise, v": lambda: VPCosine(predicts="velocity"),  # type: ignore[arg-type]
     "give alpha and sigma": lambda: VELOCITY.target(torch.zeros(1), torch.ones(1)),
+    "has no times: use Components": lambda: DPMSolverPP(grid=LogSNR()).table(Density(4), 5),
+    "use the solver Components": lambda: DDIM().table(Density(4), 5),
+    "temperature must be": lambda: Components(-1.0),
+    "components must be": lambda: Density(0),
     "use DPMSolverPP": lambda: DPMSolver(grid=Uniform()).table(RectifiedFlow(), 5),
 }
 
