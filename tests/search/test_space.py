@@ -14,7 +14,7 @@ from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, Random
 from disa_framework.sampling.stage_sizes import LinearSizes
 from disa_framework.schedules import Constant, Cosine, Linear, PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.search.space import Knots, ScheduleSpace, Space, Stages
-from disa_framework.solvers import DDIM, DDPM, DPMSolverPP, Euler, RectifiedFlow, Spaced
+from disa_framework.solvers import DDIM, DDPM, Components, DPMSolverPP, Euler, Solver, Spaced
 from tests.models.tiny import tiny_mar
 from tests.models.tiny_flow import tiny_xar
 from tests.search.small import mixture_module, per_stage
@@ -159,9 +159,12 @@ def test_the_whole_space_has_what_a_model_has() -> None:
     assert [Space.whole(sequence, sequence.settle(guided), timed).reuse for timed in (True, False)] == [(1, 2, 4), ()]
 
 
-@pytest.mark.parametrize("model", [tiny_mar(), tiny_xar()], ids=["masked", "flow"])
-def test_all_of_the_whole_space_can_be_drawn_with(model: ARDiffusionModel) -> None:
-    solver = Euler() if isinstance(model.process, RectifiedFlow) else DDPM()
+@pytest.mark.parametrize(
+    ("model", "solver"),
+    [(tiny_mar(), DDPM()), (tiny_xar(), Euler()), (tiny_mar(components=3), Components())],
+    ids=["masked", "flow", "mixture"],
+)
+def test_all_of_the_whole_space_can_be_drawn_with(model: ARDiffusionModel, solver: Solver) -> None:
     base = model.settle(SamplingConfig(Constant(3), solver, guidance=Guidance(2.0)))
     space = Space.whole(model, base, cached=True)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
