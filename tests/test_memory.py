@@ -16,12 +16,13 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this 
 LIMITS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 # Prints how many pages the system hands out for the last of some equal tensors, larger than glibc keeps by itself. An
-# aligned block is looked for with some room to spare, so that the first ones may not fit into each other's place.
+# aligned block is looked for with some room to spare, so that the first ones, up to nine, may not fit into each other's
+# place.
 PROGRAM = """
 import resource, torch
 from disa_framework.runtime.memory import keep_freed_memory
 def pages():
-    for _ in range(8):
+    for _ in range(20):
         torch.ones(50 * 2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(50 * 2**20)
