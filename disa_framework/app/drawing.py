@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 import torch
 
-from disa_framework.callbacks.sample_writers import Images, tiled
+from disa_framework.callbacks.sample_writers import pictured
 from disa_framework.data.archive import Pixels
 from disa_framework.measure.cases import Precision
 from disa_framework.measure.latency import now
@@ -77,7 +77,7 @@ def draw(
     Raises:
         ValueError: if this cannot be drawn, or what is drawn are no images.
     """
-    drawing, writer = Drawing(), Images()
+    drawing = Drawing()
     stages = unfolding(module.model, condition, module.sampling, seed=seed, batch_size=count, observers=[drawing])
     while True:
         with precision(), torch.inference_mode():
@@ -88,8 +88,7 @@ def draw(
                 return
             images = module.tokenizer.decode(latents)
             drawing.decoded()
-            writer.check(images.shape[1:])
-            drawing.images = tiled(writer.prepare(images).cpu(), math.ceil(math.sqrt(count)))
+            drawing.images = pictured(images, math.ceil(math.sqrt(count)))
         yield drawing
 
 

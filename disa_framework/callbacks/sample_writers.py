@@ -112,6 +112,17 @@ def png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+def pictured(samples: Tensor, columns: int = 10) -> Pixels:
+    """What was drawn, images `[B, c, h, w]` in [-1, 1], as one picture, see `tiled`.
+
+    Raises:
+        ValueError: if the samples are no images.
+    """
+    writer = Images()
+    writer.check(samples.shape[1:])
+    return tiled(writer.prepare(samples).cpu(), columns)
+
+
 def tiled(images: Tensor, columns: int = 10) -> Pixels:
     """Images, uint8 `[B, c, h, w]`, in rows of `columns` with a border, as one `[h, w, c]`; small ones are enlarged."""
     zoom = max(1, 48 // max(images.shape[2:]))

@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from torch import Tensor
 
-from disa_framework.callbacks.sample_writers import Images, png, tiled
+from disa_framework.callbacks.sample_writers import pictured, png
+from disa_framework.data.archive import Pixels
 from disa_framework.files import write_atomically
 from disa_framework.models.base import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.sampling.condition import Condition, cycled
-
-_CLASSES = 10
-"""In a row of the grid."""
 
 
 class TrainingSamples(Callback):
@@ -46,11 +43,11 @@ class TrainingSamples(Callback):
         assert isinstance(pl_module, ARDiffusionModule)
         samples = pl_module.draw(self._condition(pl_module.model, batch[1]), torch.arange(self.count))
         try:
-            Images().check(samples.shape[1:])
+            grid = pictured(samples)
         except ValueError:
             self._images = False
         else:
-            self._show(trainer, Images().prepare(samples).cpu())
+            self._show(trainer, grid)
 
     def _condition(self, model: ARDiffusionModel, found: Condition) -> Condition | None:
         if model.num_classes:
@@ -61,8 +58,8 @@ class TrainingSamples(Callback):
             return None
         return cycled(found, self.count)
 
-    def _show(self, trainer: Trainer, images: Tensor) -> None:
-        step, grid = trainer.global_step, tiled(images, _CLASSES)
+    def _show(self, trainer: Trainer, grid: Pixels) -> None:
+        step = trainer.global_step
         file = Path(trainer.default_root_dir) / "samples" / f"step-{step:07}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, png(grid))

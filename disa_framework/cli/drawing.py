@@ -42,8 +42,9 @@ def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
     add("--precision", type=Literal[32, "bf16", 16, "auto"] | None, help=precision)
     parser.add_class_arguments(ARDiffusionModule, skip={"sampling", "optimization"}, sub_configs=True)
     add_sampling(parser, skip=unused)
-    for section in ("data", "optimization", "samples", *unused):
-        add(f"--{section}", type=dict[str, Any] | int | None, help=SUPPRESS)
+    for section in ("data", "optimization", *unused):
+        add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
+    add("--samples", type=int | None, help=SUPPRESS)
 
 
 def with_vae(parser: ArgumentParser, config: Namespace) -> Namespace:

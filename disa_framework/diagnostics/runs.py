@@ -23,6 +23,7 @@ from disa_framework.sampling.noise import PhiloxNoise
 from disa_framework.schedules import Constant
 from disa_framework.search.calibration import Calibration
 from disa_framework.solvers import DDIM, Components, Density, Process, RectifiedFlow, Solver, Spaced, Uniform, VPCosine
+from disa_framework.solvers.process import of_kind
 from disa_framework.values import check_numbers
 
 MENU = (2, 3, 5, 10, 20)
@@ -119,7 +120,7 @@ class _Watcher(Observer):
     def __init__(self, module: ARDiffusionModule, indices: Tensor, repeats: int) -> None:
         self.model, self.solver = module.model, module.sampling.solver
         self.own, *self.others = (PhiloxNoise(module.seed + r, indices, self.model.device) for r in range(repeats))
-        self.deterministic = _DETERMINISTIC[type(self.model.process)]
+        self.deterministic = of_kind(self.model.process, _DETERMINISTIC)
         self.stages: list[Stage] = []
 
     def proposed(self, stage: int, proposal: Proposal, steps: int) -> None:

@@ -23,7 +23,7 @@ from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
 from disa_framework.nn.tokens import patchify, unpatchify
-from disa_framework.nn.transformer import Block
+from disa_framework.nn.transformer import Block, start_linears
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.guidance import Guidance
 from disa_framework.sampling.noise import NoiseSource
@@ -212,10 +212,7 @@ class CausalAR(RasterAR):
 
     def _initialize(self) -> None:
         """Xavier linears and normal embeddings, and the head as DiT's."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_linears(self)
         nn.init.normal_(self.class_emb.weight, std=0.02)
         self.head.initialize()
 

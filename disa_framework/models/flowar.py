@@ -22,6 +22,7 @@ from disa_framework.nn.flow_head import FlowHead
 from disa_framework.nn.rotary import grid_positions, rotary
 from disa_framework.nn.time import flow_times
 from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.nn.transformer import start_linears
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.guidance import Guidance, guided
 from disa_framework.sampling.noise import NoiseSource
@@ -152,16 +153,9 @@ class FlowAR(ARDiffusionModel[FlowARState]):
 
     def _initialize(self) -> None:
         """Xavier linears and normal embeddings; modulations and output start at zero (DiT)."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                modulation = "ada" in name or name == "flownet.final_layer.linear"
-                (nn.init.zeros_ if modulation else nn.init.xavier_uniform_)(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        start_linears(self, lambda name: "ada" in name or name == "flownet.final_layer.linear")
         nn.init.normal_(self.class_emb.weight, std=0.02)
-        for parameter in self.flownet.time_embed.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
+        self.flownet.time_embed.initialize()
 
     @property
     def head(self) -> nn.Module:

@@ -17,7 +17,7 @@ from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
 from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
-from disa_framework.nn.transformer import Block
+from disa_framework.nn.transformer import Block, start_linears
 from disa_framework.runtime.feature_cache import Backbone, Memory
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.noise import NoiseSource
@@ -206,10 +206,7 @@ class MAR(ARDiffusionModel[MARState]):
 
     def _initialize(self) -> None:
         """Xavier linears and normal embeddings; modulations and output start at zero (DiT)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_linears(self)
         nn.init.normal_(self.class_emb.weight, std=0.02)
         self.head.initialize()
 

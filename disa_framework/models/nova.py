@@ -23,7 +23,7 @@ from disa_framework.nn.patch_head import FREQUENCIES, TIMES, PatchEmbed, PatchHe
 from disa_framework.nn.text import Words, check_prompts, pretrained
 from disa_framework.nn.time import sinusoids
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
-from disa_framework.nn.transformer import Block
+from disa_framework.nn.transformer import Block, start_linears
 from disa_framework.runtime.devices import bring
 from disa_framework.sampling.condition import Condition
 from disa_framework.sampling.config import SamplingConfig
@@ -132,10 +132,7 @@ class NOVA(ARDiffusionModel[MARState]):
 
     def _initialize(self) -> None:
         """Xavier linears; modulations and output of the head start at zero (DiT)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_linears(self)
         for layer in self.image_decoder.starting_at_zero:
             nn.init.zeros_(layer.weight)
         self.video_encoder.patch_embed.requires_grad_(False)  # of the frames of videos

@@ -25,6 +25,7 @@ from disa_framework.nn.gated import GatedBlock, VelocityHead
 from disa_framework.nn.precise import precise
 from disa_framework.nn.rotary import RotaryTable
 from disa_framework.nn.tokens import patchify
+from disa_framework.nn.transformer import start_linears
 from disa_framework.sampling.guidance import Guidance
 from disa_framework.solvers.process import RectifiedFlow
 from disa_framework.values import check_numbers
@@ -101,11 +102,7 @@ class SphereAR(RasterAR):
 
     def _initialize(self, position_std: float) -> None:
         """Xavier linears and normal embeddings, and the head as DiT's."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        start_linears(self)
         nn.init.normal_(self.cls_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_for_diff.weight, std=position_std)
         self.head.initialize()

@@ -18,6 +18,7 @@ from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.rotary import grid_positions, rotary
 from disa_framework.nn.time import TimestepEmbedding, flow_times
 from disa_framework.nn.tokens import patchify, unpatchify
+from disa_framework.nn.transformer import start_linears
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.sampling.guidance import guided
 from disa_framework.sampling.noise import NoiseSource
@@ -135,15 +136,9 @@ class XAR(ARDiffusionModel[XARState]):
 
     def _initialize(self) -> None:
         """Xavier linears and normal embeddings; modulations and output start at zero (DiT)."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                zero = "ada_lin" in name or name == "pred"
-                (nn.init.zeros_ if zero else nn.init.xavier_uniform_)(module.weight)
-                nn.init.zeros_(module.bias)
+        start_linears(self, lambda name: "ada_lin" in name or name == "pred")
         nn.init.normal_(self.class_emb.weight, std=0.02)
-        for parameter in self.time_embed.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
+        self.time_embed.initialize()
 
     def to_cells(self, latents: Tensor) -> Tensor:
         """`[B, C, H, W] -> [B, N, C]`, cells in raster order, and tokens in raster order within a cell."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disa_framework.runtime.devices import cpu_units
+
 Backend = Literal["sdpa", "flash", "auto"]
 """`sdpa` is PyTorch's, `flash` is the package flash-attn, `auto` is flash-attn wherever it can be used."""
 
@@ -150,7 +152,7 @@ def _products_are_faster(q: Tensor, k: Tensor) -> bool:
 
 @cache
 def _multiplies_without_tiles() -> bool:
-    units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    units = cpu_units()
     return bool(units.get("avx512_bf16")) and not units.get("amx_tile")
 
 

@@ -62,9 +62,7 @@ class MLPHead(nn.Module):
 
     def initialize(self) -> None:
         """Starts modulations and output at zero, and the embedding of times small (DiT, arXiv 2212.09748)."""
-        for parameter in self.time_embed.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
+        self.time_embed.initialize()
         for block in (*self.res_blocks, self.final_layer):
             nn.init.zeros_(block.adaLN_modulation[-1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)

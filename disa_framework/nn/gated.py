@@ -110,9 +110,7 @@ class GatedMLPHead(nn.Module):
 
     def initialize(self) -> None:
         """Starts modulations and output at zero, and the embedding of times small (DiT, arXiv 2212.09748)."""
-        for parameter in self.time_embed.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
+        self.time_embed.initialize()
         for layer in (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
 

@@ -22,6 +22,12 @@ class TimestepEmbedding(nn.Module):
         """Precision of the weights."""
         return next(self.parameters()).dtype
 
+    def initialize(self) -> None:
+        """Starts small (DiT, arXiv 2212.09748)."""
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+
     def forward(self, t: Tensor) -> Tensor:
         """Embeds times `[...]` as `[..., width]`."""
         return self.mlp(sinusoids(t, self.frequencies).to(self.dtype))

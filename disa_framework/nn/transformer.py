@@ -5,12 +5,28 @@ Letters: `B` batch, `L` sequence length, `w` width, `h` heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disa_framework.nn.attention import AttentionLayer, Past, attend
 from disa_framework.nn.region import Region
 from disa_framework.values import MOST
+
+
+def start_linears(model: nn.Module, at_zero: Callable[[str], bool] = lambda name: False) -> None:
+    """Starts linear layers as the published code does: Xavier-uniform weights, and biases at zero.
+
+    Args:
+        at_zero: of a layer's name, whether its weights start at zero, too, as modulations and outputs do (DiT, arXiv
+            2212.09748).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            (nn.init.zeros_ if at_zero(name) else nn.init.xavier_uniform_)(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class Attention(AttentionLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -31,6 +32,11 @@ def check_processes(devices: object, accelerator: object) -> None:
     most = 2 * (os.cpu_count() or 1)
     if on_cpu and str(devices).isdecimal() and int(str(devices)) > most:
         raise ValueError(f"--trainer.devices is at most {most} here, two processes for each core, got {devices}")
+
+
+def cpu_units() -> Mapping[str, bool]:
+    """Which units this CPU has, as far as PyTorch tells, which before 2.9 it does not."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def wait_for(device: torch.device) -> None:

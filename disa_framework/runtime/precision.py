@@ -11,6 +11,8 @@ import warnings
 
 import torch
 
+from disa_framework.runtime.devices import cpu_units
+
 
 def settled_precision(asked: int | str, trainer: object, accelerator: object) -> str:
     """What Lightning's trainer is told: the precision asked for, or 32 and a warning why, where the device lacks it.
@@ -53,6 +55,4 @@ def _device(accelerator: object) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """As far as PyTorch tells, which before 2.9 it does not."""
-    units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(there and name.endswith("bf16") for name, there in units.items())
+    return any(there and name.endswith("bf16") for name, there in cpu_units().items())

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from disa_framework.callbacks.sample_writers import Images, png, tiled
+from disa_framework.callbacks.sample_writers import pictured, png
 from disa_framework.data.requests import Request, RequestData, predict, predictor
 from disa_framework.measure.cases import placed
 from disa_framework.measure.latency import measure_latency
@@ -118,10 +118,9 @@ class Meter(Callback):
         with self.on_device(), torch.inference_mode():
             samples = self.module.drawing(sampling).draw(condition, torch.arange(count))
         try:
-            Images().check(samples.shape[1:])
+            return png(pictured(samples))
         except ValueError:
             return None
-        return png(tiled(Images().prepare(samples).cpu()))
 
     def batch(self) -> Condition | None:
         """The condition of the first samples, as many as are drawn together."""

@@ -144,8 +144,8 @@ def write_page(
         pictures["The trials"] = picture(lambda axes: _plot_trials(axes, study, made_small), _HEIGHT)
     if weights := importance(study):
         pictures["Importance of the parameters"] = picture(lambda axes: _plot_importance(axes, weights), _HEIGHT)
-    first, *_, last = (*samplings, *samplings)
-    for name in dict.fromkeys((first, last)):
+    names = [*samplings]
+    for name in dict.fromkeys((names[0], names[-1])):
         if drawn := objective.meter.picture(samplings[name]):
             pictures[f"Drawn with {name}"] = drawn
     body = [page.paragraph(text) for text in (summary(study), *notes)]

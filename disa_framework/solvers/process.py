@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ Factor = float | Tensor
 """Of token or noise in `x_t`, for all tokens or for each."""
 
 Prediction = Literal["noise", "v"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class Process(ABC):
     clean: ClassVar[float] = 0.0
     """The time of clean tokens."""
 
-    solvers: ClassVar[str]
+    solvers: ClassVar[str] = "one that is made for it"
     """Which solvers draw from such a head, for messages."""
 
-    grids: ClassVar[str]
+    grids: ClassVar[str] = "one that is made for it"
     """Which grids place steps for such a head, for messages."""
 
     @abstractmethod
@@ -248,3 +249,8 @@ class RectifiedFlow(Process):
 
     def target(self, clean: Tensor, noise: Tensor, alpha: Factor | None = None, sigma: Factor | None = None) -> Tensor:
         return noise - clean
+
+
+def of_kind(process: Process, options: Mapping[type[Process], T]) -> T:
+    """The option for the class of a process, or for one that it is derived from."""
+    return next(option for kind, option in options.items() if isinstance(process, kind))
