@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,11 +156,12 @@ def examine(subject: Subject, model: ARDiffusionModel, cache: Lazy, seed: int) -
     """Distance, and milliseconds an image, with each of the sampling configs, without the cache and with it."""
     samplings = [replace(sampling, cache=used) for sampling in subject.samplings.values() for used in (None, cache)]
     module = ARDiffusionModule(model, samplings[0], seed=NOISE + seed).eval()
-    labels, distances = torch.arange(subject.count) % subject.classes, []
-    for sampling in samplings:
+    labels, distances, start = torch.arange(subject.count) % subject.classes, [], time.perf_counter()
+    for done, sampling in enumerate(samplings, 1):
         drawing = module.drawing(sampling)
         images = [drawing.draw(labels[indices], indices) for indices in torch.arange(subject.count).split(BATCH)]
         distances.append(subject.distance(module, torch.cat(images)))
+        print(f"seed {seed}: {done} of {len(samplings)}, {time.perf_counter() - start:.0f} s", flush=True)
     return distances, [1e3 * seconds for seconds in measure_latency(module, labels[:BATCH], BATCH, samplings)]
 
 
