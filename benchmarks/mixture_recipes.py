@@ -48,8 +48,8 @@ LIMITS = (18, 20, 24, 32, 48, 56, 64, 80, 128)
 SAMPLES, MENU = 1000, (2, 3, 4, 5, 6, 8, 10, 13, 16)
 FINE = DPMSolverPP(2, LogSNR(0.9989, 0.001))
 FITTINGS = {
-    "fitted times": Fitting(coefficients=False, shared=True, reference=FINE, steps=MENU),
-    "fitted times, of each stage": Fitting(coefficients=False, reference=FINE, steps=(2, 3, 4, 5, 6, 8)),
+    "found times": Fitting(coefficients=False, shared=True, reference=FINE, steps=MENU),
+    "found times, of each stage": Fitting(coefficients=False, reference=FINE, steps=MENU),
     "fitted tables": Fitting(shared=True, reference=FINE),
     "fitted tables, of each stage": Fitting(reference=FINE),
 }

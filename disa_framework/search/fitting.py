@@ -2,8 +2,9 @@
 
 At a stage, tokens are drawn with many steps of a reference solver, from noise that is kept. Times and coefficients of a
 table with few steps are then moved until it ends there, too, from the same noise: a problem of least squares in at most
-`5 T` numbers, which the Levenberg-Marquardt method solves with differences of whole runs. The head is never trained,
-and no images are drawn. Late stages, whose tokens are nearly certain, need a step or two.
+`5 T` numbers, which the Levenberg-Marquardt method solves with differences of whole runs. Times alone cannot end there,
+so they are moved until what they draw has the same quantiles, channel by channel. The head is never trained, and no
+images are drawn. Late stages, whose tokens are nearly certain, need a step or two.
 
 Letters: `B` samples, `K` stages, `n` tokens of a stage, `D` token channels, `T` rows of a table, `R` its free numbers.
 """
@@ -14,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ _LATEST, _FALLING = 1e-5, 0.9999  # the least time, but for what keeps times fal
 _FIRST = 0.97  # time of the first row, before it is moved
 _SMALL = 1e-3  # change of a number, for differences
 _FAR = 0.7  # largest change of a number in an iteration
+_STARTS = 4  # of times alone, which have many local optima
 _TRIES = 6  # of an iteration, ever shorter
 _EXACT, _BETTER = 1e-9, 0.9  # shares of the tokens' size, and of the error of a table of fewer steps
 _ENOUGH = 1e-3  # the share of the error that an iteration has to take away
@@ -61,7 +64,8 @@ class Fitting:
 
     Args:
         steps: numbers of steps to fit tables for.
-        coefficients: whether coefficients are moved, too; if not, only the times of DPM-Solver++ (2M) are.
+        coefficients: whether coefficients are moved, too, so that samples end where many steps end; if not, only the
+            times of DPM-Solver++ (2M) are, so that samples are distributed as with many steps.
         shared: whether all stages share their tables.
         reference: draws what the tables should draw, without noise of its own.
         reference_steps: of the reference.
@@ -171,7 +175,9 @@ class _Problem:
                 break
             starts = [self._guess(steps, grid) for grid in _guesses(steps)]
             starts += [numbers for known, numbers in before.items() if known == steps]
-            numbers, error = self._solved(min(starts, key=lambda numbers: _size(self._miss(self._states(numbers)))))
+            starts.sort(key=lambda numbers: _size(self._miss(self._states(numbers))))
+            solved = map(self._solved, starts[: 1 if self.fitting.coefficients else _STARTS])
+            numbers, error = min(solved, key=itemgetter(1))
             if error < _BETTER * least:
                 found[steps], least = numbers, error
         return found
@@ -213,9 +219,11 @@ class _Problem:
         return [case.states(table, begun) for case, begun in zip(self.cases, known, strict=True)]
 
     def _miss(self, states: Sequence[list[State]]) -> Tensor:
-        """What tokens differ by, `[cases B n D]`."""
-        pairs = zip(self.cases, states, strict=True)
-        return torch.cat([(known[-1][0] - case.goal).flatten() for case, known in pairs]).double().cpu()
+        """What tokens differ by, or their quantiles, `[cases B n D]`."""
+        pairs = [(known[-1][0], case.goal) for case, known in zip(self.cases, states, strict=True)]
+        if not self.fitting.coefficients:
+            pairs = [(few.sort(dim=0).values, many.sort(dim=0).values) for few, many in pairs]
+        return torch.cat([(few - many).flatten() for few, many in pairs]).double().cpu()
 
     def _guess(self, steps: int, grid: Grid) -> Tensor:
         """DPM-Solver++ (2M) on a grid."""
@@ -235,7 +243,8 @@ class _Problem:
 
 def _guesses(steps: int) -> list[Grid]:
     """The fewer the steps, the sooner they end."""
-    return [LogSNR(_FIRST, 0.25 / steps), LogSNR(_FIRST), Karras(_FIRST, 0.1 / steps), PowerTime(_FIRST)]
+    sooner = [LogSNR(_FIRST, 0.25 / steps), Karras(_FIRST, 0.1 / steps)]
+    return [*sooner, LogSNR(_FIRST), LogSNR(), Karras(), PowerTime(_FIRST), PowerTime()]
 
 
 def _size(miss: Tensor) -> float:
@@ -252,11 +261,11 @@ def _moved(numbers: Tensor, places: Tensor | int, by: Tensor | float) -> Tensor:
 
 def _times(places: Tensor, process: Process) -> tuple[float, ...]:
     """From 0 to 1, of `lambda` as `_Found` has it."""
-    times, before = [], _EARLIEST
+    times, before, latest = [], _EARLIEST, _LATEST
     for level in torch.cat((places[:1], places[1:].exp())).cumsum(dim=0).tolist():
-        before = max(min(process.unit_time(process.time_at(level)), before), _LATEST)
+        before = max(min(process.unit_time(process.time_at(level)), before), latest)
         times.append(before)
-        before *= _FALLING
+        before, latest = before * _FALLING, latest * _FALLING
     return tuple(times)
 
 
