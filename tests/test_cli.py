@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import resource
 import signal
@@ -271,12 +270,6 @@ FORTY = ["--num_images", "40", "--batch_size", "4"]
 
 
 TWO_PROCESSES = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-
-
-def test_two_processes_draw_the_same_files(tmp_path: Path, reference: dict[str, bytes]) -> None:
-    done = run("disa-predict", *MIXTURE, *FORTY, "--output", "drawn", *TWO_PROCESSES, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert images(tmp_path / "drawn") == reference
 
 
 def test_a_killed_run_goes_on_and_redraws_nothing(tmp_path: Path, reference: dict[str, bytes]) -> None:
@@ -584,13 +577,6 @@ def test_what_a_class_of_a_users_own_refuses_is_one_line(
     assert said.strip().splitlines()[-1] == "disa-predict: error: most must be above 0, got 0"
 
 
-def test_the_program_ends_as_it_says(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    done = run("disa-predict", *MIXTURE, "--num_images", "2", "--output", "file/drawn", cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("disa-predict: error: ")
-
-
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
@@ -598,7 +584,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     count = 500  # whose archive is larger than that, and whose description is not
     args = [*MIXTURE, "--num_images", str(count), "--batch_size", "250", "--output", "drawn"]
     full = run("disa-predict", *args, "--format", "npz", cwd=tmp_path, limit=small_files)
-    assert full.returncode == 1 and "disa-predict: error: " in full.stderr
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert full.stderr.strip().splitlines()[-1].startswith("disa-predict: error: ")
     folder = tmp_path / "drawn"
     assert len(images(folder)) == count and not list(folder.glob(".*")) and not (folder / "samples.npz").exists()
     predict([*args[:-1], str(folder), "--format", "npz"])
@@ -702,20 +689,8 @@ def test_what_is_drawn_is_what_generate_returns(tmp_path: Path) -> None:
         assert np.allclose(np.load(folder.file(index)), sample.numpy(), atol=1e-4)
 
 
-def test_importing_the_package_is_quick() -> None:
-    # Three seconds is promised on an idle machine; the test only catches a heavy import.
-    code = "import time; t = time.perf_counter(); import disa_framework; print(time.perf_counter() - t)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert float(done.stdout) < 15
-
-
-@pytest.mark.parametrize("name", ["disa-predict", "disa-bench"])
-def test_a_notebooks_backend_for_pictures_does_not_matter(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notebooks_backend_for_pictures_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    options = {"disa-predict": ["--writer", "Arrays", "--num_images", "2"], "disa-bench": ["--repeats", "1"]}[name]
-    done = run(
-        name, *MIXTURE, "--schedule", "Constant", "--schedule.steps", "2", *options, "--output", "out", cwd=tmp_path
-    )
+    few = ["--schedule", "Constant", "--schedule.steps", "2", "--repeats", "1"]
+    done = run("disa-bench", *MIXTURE, *few, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -180,11 +180,9 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(args, process.returncode, out, errors)
 
 
-def test_three_processes_one_without_images_give_one_figure(
-    place: Path, tmp_path: Path, figures: dict[str, Any]
-) -> None:
-    options = ["--reference", str(place / "real"), "--precision_recall", "true", *DIGITS, "--batch_size", "40"]
-    ranks = ["--trainer.devices", "3", "--trainer.strategy", "ddp"]
+def test_two_processes_one_without_images_give_one_figure(place: Path, tmp_path: Path, figures: dict[str, Any]) -> None:
+    options = ["--reference", str(place / "real"), "--precision_recall", "true", *DIGITS, "--batch_size", "80"]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = run("disa-evaluate", str(place / "flat"), *options, *ranks, "--output", "deep/figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "deep/figures.json").read_text())
@@ -192,10 +190,7 @@ def test_three_processes_one_without_images_give_one_figure(
     assert done.stdout.count("fid ") == 1 and "warn" not in done.stderr.lower()
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("RANK", ["flat"]), ("LOCAL_RANK", ["--make-reference", "flat"]), ("SLURM_PROCID", ["flat"])],
-)
+@pytest.mark.parametrize(("name", "arguments"), [("RANK", ["flat"]), ("LOCAL_RANK", ["--make-reference", "flat"])])
 def test_a_rank_in_the_environment_does_not_silence_a_process_that_is_alone(
     name: str, arguments: list[str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

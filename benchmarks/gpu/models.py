@@ -122,15 +122,15 @@ def tiny_flowar(cross_attention: bool = True) -> FlowAR:
     """Of three scales."""
     return normal(
         FlowAR(
-            4, 2, 3, (1, 2, 4), width=16, encoder_depth=1, encoder_heads=2, decoder_depth=2, decoder_heads=4,
-            head_depth=2, head_width=64, cross_attention=cross_attention,
+            4, 2, 3, (1, 2, 4), width=16, encoder_depth=1, encoder_heads=2, decoder_depth=1, decoder_heads=4,
+            head_depth=1, head_width=64, cross_attention=cross_attention,
         )
     )  # fmt: skip
 
 
 def tiny_xar() -> XAR:
     """Of four cells."""
-    return normal(XAR(4, 2, 3, 2, width=16, encoder_depth=1, encoder_heads=2, decoder_depth=2, decoder_heads=4))
+    return normal(XAR(4, 2, 3, 2, width=16, encoder_depth=1, encoder_heads=2, decoder_depth=1, decoder_heads=4))
 
 
 def _tiny_emigm() -> EMIGM:
@@ -193,7 +193,7 @@ class Published:
     """A published system as it is timed.
 
     Attributes:
-        make: the model; `tiny` is one of its family, for a dry run.
+        make: the model; `tiny` is one of its family.
         sampling: as published, and annealed.
         constant: the schedule that it is compared with.
         plain: its plain sampler.
@@ -205,10 +205,15 @@ class Published:
     constant: Constant
     plain: Callable[..., Tensor]
 
+    def dry(self) -> Published:
+        """A tiny model in few stages and steps."""
+        few = replace(self.sampling, schedule=Linear(4, 2), num_stages=self.sampling.num_stages and 4)
+        return replace(self, make=self.tiny, sampling=few, constant=Constant(4))
+
 
 PUBLISHED = {
     "mar": Published(
-        mar_base, lambda: tiny_mar(latent_size=16), SamplingConfig(Linear(50, 5), DDPM(), 64, Guidance(3.0)),
+        mar_base, tiny_mar, SamplingConfig(Linear(50, 5), DDPM(), 64, Guidance(3.0)),
         Constant(50), reference.mar,
     ),
     "flowar": Published(

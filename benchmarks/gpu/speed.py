@@ -143,8 +143,9 @@ class Timed:
 
 def speed(name: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is found of a published system, the most telling first; of a tiny one on the CPU."""
-    published, dry = PUBLISHED[name], device.type == "cpu"
-    model = filled(published.tiny() if dry else published.make()).requires_grad_(False)
+    dry = device.type == "cpu"
+    published = PUBLISHED[name].dry() if dry else PUBLISHED[name]
+    model = filled(published.make()).requires_grad_(False)
 
     def found(kind: Callable[[Timed], Any], dtype: torch.dtype, batch_size: int) -> Callable[[], Any]:
         return lambda: kind(Timed(published, model.to(device, dtype), batch_size))

@@ -147,13 +147,11 @@ def _products_are_faster(q: Tensor, k: Tensor) -> bool:
     """Whether two products take less time than PyTorch's attention: in bfloat16 on CPUs that multiply it, and have no
     tiles, which PyTorch's attention needs for it. Scores that gradients keep must not fill the memory."""
     kept = torch.is_grad_enabled() and q.shape[2] * k.shape[2] > _SCORES
-    return q.is_cpu and q.dtype == torch.bfloat16 and not kept and _multiplies_without_tiles()
+    return q.is_cpu and q.dtype == torch.bfloat16 and not kept and _HALF_WITHOUT_TILES
 
 
-@cache
-def _multiplies_without_tiles() -> bool:
-    units = cpu_units()
-    return bool(units.get("avx512_bf16")) and not units.get("amx_tile")
+# A constant, as PyTorch's compiler would break its graph where this is asked.
+_HALF_WITHOUT_TILES = bool(cpu_units().get("avx512_bf16")) and not cpu_units().get("amx_tile")
 
 
 def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

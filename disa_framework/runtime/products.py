@@ -72,6 +72,7 @@ def _onednn_is_faster() -> bool:
 ONEDNN = _onednn_is_faster()
 """Whether it multiplies."""
 if ONEDNN:
-    # It keeps the machine code of as many products as this, each for one size, and asks when it is first used. A masked
-    # model has hundreds of sizes.
+    # oneDNN, and PyTorch's layer around it, keep the machine code of as many products as this, each for one size, and
+    # ask when they are first used. A masked model has hundreds of sizes, and would hold 3 MiB a stage.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")

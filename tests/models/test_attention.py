@@ -173,10 +173,10 @@ def test_under_mixed_precision_caches_are_as_precise_as_what_is_put_there(dtype:
 def test_two_products_are_as_near_to_the_formula_as_bfloat16_is(
     room: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_multiplies_without_tiles", lambda: True)
+    monkeypatch.setattr(attention, "_HALF_WITHOUT_TILES", True)
     monkeypatch.setattr(attention, "_SCORES", room)
     q, k, v = (x.bfloat16() for x in qkv(3, 5))
-    compute = torch.compile(attend, backend="eager") if compiled else attend
+    compute = torch.compile(attend, backend="eager", fullgraph=True) if compiled else attend
     with torch.inference_mode():
         seen = torch.ones(3, 5).bool()
         for cached in (k[:, :, :2], k):  # the first keys of a cache do not lie in one piece
@@ -190,7 +190,7 @@ def test_two_products_are_as_near_to_the_formula_as_bfloat16_is(
 
 
 def test_gradients_of_two_products_are_those_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_multiplies_without_tiles", lambda: True)
+    monkeypatch.setattr(attention, "_HALF_WITHOUT_TILES", True)
     found, wanted = ([x.bfloat16().requires_grad_() for x in qkv(3, 5)] for _ in range(2))
     for (q, k, v), compute in ((found, attend), (wanted, softmax_attention)):
         compute(q, k, v).square().sum().backward()

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.constant_memory import resident
 from disa_framework.runtime import products
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN")
 
+MULTIPLIES = products.ONEDNN  # on this machine
 LARGE, SMALL = (2, 33, 256), (3, 64)
 
 
@@ -63,3 +65,13 @@ def test_layers_of_another_class_stay_as_they_are() -> None:
     model = nn.Sequential(Own(2, 2), nn.Linear(2, 2))
     products.use_fast_products(model)
     assert [type(layer) for layer in model] == [Own, products.OneDNNLinear]
+
+
+@pytest.mark.skipif(not MULTIPLIES, reason="oneDNN is not taken here")
+def test_products_of_many_sizes_hold_little_memory() -> None:
+    layer, held = layer_and_input(LARGE)[0], []
+    with torch.inference_mode():
+        for rows in range(100, 400):
+            layer(torch.zeros(rows, LARGE[-1]))
+            held.append(resident())
+    assert held[-1] - held[100] < 64  # MiB, for 200 sizes more; 128 where all are kept
