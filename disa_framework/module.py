@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from disa_framework.data.position import position, settle
 from disa_framework.data.requests import Request
-from disa_framework.models.base import ARDiffusionModel
+from disa_framework.models.base import ARDiffusionModel, Losses
 from disa_framework.nn.attention import Backend, use_attention
 from disa_framework.resuming import RunIdentity, identity
 from disa_framework.runtime.compiling import compile_regions, missing_for_compilation
@@ -31,6 +32,7 @@ from disa_framework.sampling.replaying import Replaying, replayable
 from disa_framework.tokenizers import Identity, Tokenizer
 
 _VALIDATION_SEED = 0
+_THIRDS = ("early", "middle", "late")
 
 
 @dataclass(frozen=True)
@@ -155,16 +157,19 @@ class ARDiffusionModule(LightningModule):
         settle(checkpoint["loops"]["fit_loop"], position(self.trainer), self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        losses = self._losses(batch)
+        self.log("train_loss", losses.total, prog_bar=True)
+        for third, loss in thirds(losses, self.model, self.sampling):
+            # Means of an epoch, which gather on the device: one batch has few stages of a masked model.
+            self.log(f"loss/{third}", loss, on_step=False, on_epoch=True, batch_size=1)
+        return losses.total
 
     def validation_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> None:
         # The same times, masks and noise at every validation, so that losses can be compared.
-        loss = self._loss(batch, torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx))
+        loss = self._losses(batch, torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx)).total
         self.log("val_loss", loss, prog_bar=True, batch_size=len(batch[0]), sync_dist=True)
 
-    def _loss(self, batch: tuple[Tensor, Condition], generator: torch.Generator | None = None) -> Tensor:
+    def _losses(self, batch: tuple[Tensor, Condition], generator: torch.Generator | None = None) -> Losses:
         images, condition = batch
         if self.model.num_classes and not isinstance(condition, Tensor):
             self.model.check_condition(condition)  # which would wait for labels on a device
@@ -174,7 +179,7 @@ class ARDiffusionModule(LightningModule):
                 f"the model is for latents {list(self.model.latent_shape)} of a sample, those of the data are "
                 f"{list(latents.shape[1:])}: choose the model's options by the data, or other data"
             )
-        return self.model.loss(latents, condition, generator)
+        return self.model.losses(latents, condition, generator)
 
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         return self.draw(batch.condition, batch.indices)
@@ -191,6 +196,18 @@ class ARDiffusionModule(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         scheduler = LambdaLR(optimizer, lambda step: options.factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def thirds(losses: Losses, model: ARDiffusionModel, sampling: SamplingConfig) -> Iterator[tuple[str, Tensor]]:
+    """Mean losses at the `early`, `middle` and `late` stages of a settled config, of those that a batch has."""
+    drawn = losses.drawn
+    if model.layout is not None:
+        ends = model.layout.ends(sampling)
+        drawn = tuple(bisect_right(ends, round(share * ends[-1])) / len(ends) for share in drawn)
+    for place, name in enumerate(_THIRDS):
+        first, last = (bisect_left(drawn, (place + i) / len(_THIRDS)) for i in (0, 1))
+        if losses.parts is not None and first < last:
+            yield name, losses.parts[first:last].mean()
 
 
 def parameter_groups(model: ARDiffusionModel, options: Optimization) -> list[dict[str, Any]]:
