@@ -8,7 +8,8 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from disa_framework.data.position import position, settle
 from disa_framework.data.requests import Request
+from disa_framework.hub import load_model, push_to_hub, save_pretrained, shared_sampling
 from disa_framework.models.base import ARDiffusionModel, Losses
 from disa_framework.nn.attention import Backend, use_attention
 from disa_framework.resuming import RunIdentity, identity
@@ -116,6 +118,30 @@ class ARDiffusionModule(LightningModule):
         self.runtime = {"compile": compile, "graphs": graphs, "attention": attention}  # how long drawing takes
         self.replaying = Replaying() if graphs else None
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """A shared model that draws as it was shared.
+
+        Args:
+            source: what `load_model` takes: a folder of `save_pretrained`, `hf:user/name`, a file.
+            options: of the module. Without `sampling` it is the one that was shared with the model, if any.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as of `load_model`, or the model cannot draw with the config.
+        """
+        model, shared = load_model(source), shared_sampling(source)
+        if shared.is_file():
+            options = {"sampling": SamplingConfig.load(shared), **options}
+        return cls(model, **options)
+
+    def save_pretrained(self, folder: str | Path, about: str = "") -> Path:
+        """Writes the model and how it draws into a folder, see `disa_framework.hub.save_pretrained`."""
+        return save_pretrained(self.model, folder, self.sampling, about=about)
+
+    def push_to_hub(self, name: str, about: str = "", private: bool = False, revision: str | None = None) -> str:
+        """Writes the same into a repository of Hugging Face, see `disa_framework.hub.push_to_hub`."""
+        return push_to_hub(self.model, name, self.sampling, about=about, private=private, revision=revision)
+
     def drawing(self, sampling: SamplingConfig | None = None, seed: int | None = None) -> ARDiffusionModule:
         """A module that draws with the same model in another way.
 
@@ -159,9 +185,10 @@ class ARDiffusionModule(LightningModule):
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
         losses = self._losses(batch)
         self.log("train_loss", losses.total, prog_bar=True)
+        # Means of an epoch, which gather on the device, and of the first process: each may have others of the stages.
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "rank_zero_only": True}
         for third, loss in thirds(losses, self.model, self.sampling):
-            # Means of an epoch, which gather on the device: one batch has few stages of a masked model.
-            self.log(f"loss/{third}", loss, on_step=False, on_epoch=True, batch_size=1)
+            self.log(f"loss/{third}", loss, batch_size=1, **how)
         return losses.total
 
     def validation_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> None:
