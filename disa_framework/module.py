@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from disa_framework.data.position import position, settle
 from disa_framework.data.requests import Request
-from disa_framework.models.base import ARDiffusionModel
+from disa_framework.hub import load_model, push_to_hub, save_pretrained, shared_sampling
+from disa_framework.models.base import ARDiffusionModel, Losses
 from disa_framework.nn.attention import Backend, use_attention
 from disa_framework.resuming import RunIdentity, identity
 from disa_framework.runtime.compiling import compile_regions, missing_for_compilation
@@ -31,6 +34,7 @@ from disa_framework.sampling.replaying import Replaying, replayable
 from disa_framework.tokenizers import Identity, Tokenizer
 
 _VALIDATION_SEED = 0
+_THIRDS = ("early", "middle", "late")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,30 @@ class ARDiffusionModule(LightningModule):
         self.runtime = {"compile": compile, "graphs": graphs, "attention": attention}  # how long drawing takes
         self.replaying = Replaying() if graphs else None
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """A shared model that draws as it was shared.
+
+        Args:
+            source: what `load_model` takes: a folder of `save_pretrained`, `hf:user/name`, a file.
+            options: of the module. Without `sampling` it is the one that was shared with the model, if any.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as of `load_model`, or the model cannot draw with the config.
+        """
+        model, shared = load_model(source), shared_sampling(source)
+        if shared.is_file():
+            options = {"sampling": SamplingConfig.load(shared), **options}
+        return cls(model, **options)
+
+    def save_pretrained(self, folder: str | Path, about: str = "") -> Path:
+        """Writes the model and how it draws into a folder, see `disa_framework.hub.save_pretrained`."""
+        return save_pretrained(self.model, folder, self.sampling, about=about)
+
+    def push_to_hub(self, name: str, about: str = "", private: bool = False, revision: str | None = None) -> str:
+        """Writes the same into a repository of Hugging Face, see `disa_framework.hub.push_to_hub`."""
+        return push_to_hub(self.model, name, self.sampling, about=about, private=private, revision=revision)
+
     def drawing(self, sampling: SamplingConfig | None = None, seed: int | None = None) -> ARDiffusionModule:
         """A module that draws with the same model in another way.
 
@@ -155,16 +183,20 @@ class ARDiffusionModule(LightningModule):
         settle(checkpoint["loops"]["fit_loop"], position(self.trainer), self.global_step)
 
     def training_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        losses = self._losses(batch)
+        self.log("train_loss", losses.total, prog_bar=True)
+        # Means of an epoch, which gather on the device, and of the first process: each may have others of the stages.
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "rank_zero_only": True}
+        for third, loss in thirds(losses, self.model, self.sampling):
+            self.log(f"loss/{third}", loss, batch_size=1, **how)
+        return losses.total
 
     def validation_step(self, batch: tuple[Tensor, Condition], batch_idx: int) -> None:
         # The same times, masks and noise at every validation, so that losses can be compared.
-        loss = self._loss(batch, torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx))
+        loss = self._losses(batch, torch.Generator().manual_seed(_VALIDATION_SEED + batch_idx)).total
         self.log("val_loss", loss, prog_bar=True, batch_size=len(batch[0]), sync_dist=True)
 
-    def _loss(self, batch: tuple[Tensor, Condition], generator: torch.Generator | None = None) -> Tensor:
+    def _losses(self, batch: tuple[Tensor, Condition], generator: torch.Generator | None = None) -> Losses:
         images, condition = batch
         if self.model.num_classes and not isinstance(condition, Tensor):
             self.model.check_condition(condition)  # which would wait for labels on a device
@@ -174,7 +206,7 @@ class ARDiffusionModule(LightningModule):
                 f"the model is for latents {list(self.model.latent_shape)} of a sample, those of the data are "
                 f"{list(latents.shape[1:])}: choose the model's options by the data, or other data"
             )
-        return self.model.loss(latents, condition, generator)
+        return self.model.losses(latents, condition, generator)
 
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         return self.draw(batch.condition, batch.indices)
@@ -191,6 +223,18 @@ class ARDiffusionModule(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         scheduler = LambdaLR(optimizer, lambda step: options.factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def thirds(losses: Losses, model: ARDiffusionModel, sampling: SamplingConfig) -> Iterator[tuple[str, Tensor]]:
+    """Mean losses at the `early`, `middle` and `late` stages of a settled config, of those that a batch has."""
+    drawn = losses.drawn
+    if model.layout is not None:
+        ends = model.layout.ends(sampling)
+        drawn = tuple(bisect_right(ends, round(share * ends[-1])) / len(ends) for share in drawn)
+    for place, name in enumerate(_THIRDS):
+        first, last = (bisect_left(drawn, (place + i) / len(_THIRDS)) for i in (0, 1))
+        if losses.parts is not None and first < last:
+            yield name, losses.parts[first:last].mean()
 
 
 def parameter_groups(model: ARDiffusionModel, options: Optimization) -> list[dict[str, Any]]:

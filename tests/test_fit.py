@@ -28,9 +28,12 @@ from disa_framework.cli.fit import fit
 from disa_framework.cli.running import run
 from disa_framework.hub import load_model
 from disa_framework.metrics.images import to_uint8
+from disa_framework.metrics.quality import FID
 from disa_framework.models import MAR
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Constant
+from disa_framework.toy.digits import DigitsData
+from tests.evaluated import Pixels
 
 MODEL: dict[str, Any] = {
     "latent_size": 8, "latent_channels": 1, "patch_size": 4, "num_classes": 10, "encoder_width": 16, "encoder_depth": 1,
@@ -125,6 +128,7 @@ def config(folder: Path, *callbacks: dict[str, Any], **options: Any) -> str:
         "schedule": {"class_path": "Constant", "init_args": {"steps": 2}},
         "num_stages": 2,
         "samples": options.pop("samples", 0),
+        "validation": options.pop("validation", {}),
         "trainer": {**quiet, **limits, **options, "callbacks": [*kept, *callbacks]},
     }
     folder.mkdir(exist_ok=True)
@@ -286,6 +290,23 @@ def test_what_the_validated_weights_draw_is_shown_at_every_validation(tmp_path: 
     curves = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [image.step for image in curves.Images("samples")] == [5, 10]
     assert len(curves.Scalars("val_loss")) == 2 and len(curves.Scalars("train_loss")) == 1
+
+
+def test_the_distance_of_the_validated_weights_is_measured_at_every_second_validation(tmp_path: Path) -> None:
+    network = {"class_path": "tests.evaluated.Pixels"}
+    quality = {"class_path": "FID", "init_args": {"features": network, "reference": {"class_path": "DigitsData"}}}
+    watched = {"metric": quality, "samples": 330, "every": 2}
+    train(tmp_path, max_steps=6, limit_train_batches=2, validation=watched, logger=None)
+    curves = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [point.step for point in curves.Scalars("distance")] == [1, 5]
+    assert [point.step for point in curves.Scalars("loss/early")] == [1, 3, 5]
+
+    model, measured = load_model(tmp_path / "last.ckpt", MAR(**MODEL)), FID(Pixels(), DigitsData())
+    module = ARDiffusionModule(model, SamplingConfig(Constant(2), num_stages=2))
+    metric = measured.metric(module, None)
+    with torch.inference_mode():
+        measured.update(metric, module.draw(torch.arange(330) % 10, torch.arange(330)))
+    assert curves.Scalars("distance")[1].value == pytest.approx(metric.compute().item(), rel=1e-4)
 
 
 def test_samples_that_are_no_images_do_not_stop_training(tmp_path: Path) -> None:

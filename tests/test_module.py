@@ -22,8 +22,10 @@ from disa_framework.data import RequestData
 from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.metrics import to_uint8
 from disa_framework.models import ARDiffusionModel
-from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups
+from disa_framework.models.mar import TrainingDraws
+from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups, thirds
 from disa_framework.nn.attention import AttentionLayer
+from disa_framework.sampling.stage_sizes import ListedSizes
 from disa_framework.schedules import Constant, Linear
 from disa_framework.solvers import DDPM, Euler, Spaced, VPCosine
 from disa_framework.tokenizers import Identity
@@ -110,6 +112,32 @@ def test_a_cosine_decay_ends_at_0_and_never_rises_after_warm_up() -> None:
 def test_an_optimisation_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"lr > 0.* and warmup_steps >= 0, got"):
         Optimization(**options)
+
+
+# --- the loss of stages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [tiny_causal(), tiny_sphere(), tiny_xar()], ids=lambda model: type(model).__name__)
+def test_what_is_drawn_last_changes_the_loss_of_the_last_stage_alone(model: ARDiffusionModel) -> None:
+    latents, labels = torch.randn(2, *model.latent_shape), torch.arange(2) % model.num_classes
+    changed = latents.clone()
+    changed[..., -1, -1] += 1
+    before, after = (model.losses(x, labels, torch.Generator().manual_seed(0)) for x in (latents, changed))
+    assert before.parts is not None and after.parts is not None and len(before.parts) == model.max_stages
+    torch.testing.assert_close(before.parts.mean(), before.total.detach())
+    torch.testing.assert_close(before.parts[:-1], after.parts[:-1])
+    assert before.parts[-1] != after.parts[-1]
+
+
+@pytest.mark.parametrize(("masked", "third"), [(16, "early"), (12, "early"), (11, "middle"), (4, "late"), (1, "late")])
+def test_a_batch_counts_for_the_stage_that_draws_its_masked_tokens(masked: int, third: str) -> None:
+    model = tiny_mar(latent_size=8)
+    sampling = SamplingConfig(num_stages=3, stage_sizes=ListedSizes((5, 7, 4)))
+    drawn = model.training_draws(2, torch.device("cpu"), torch.Generator().manual_seed(0))
+    order, corruption = drawn.order, model.head.corruption((4, 2, masked), None)
+    draws = TrainingDraws(order, masked, drawn.dropped, corruption)
+    losses = model.losses(torch.randn(2, 1, 8, 8), torch.tensor([0, 1]), draws=draws)
+    assert [(name, part.item()) for name, part in thirds(losses, model, sampling)] == [(third, losses.total.item())]
 
 
 # --- what it holds ----------------------------------------------------------------------------------------

@@ -105,10 +105,11 @@ class Arrays(SampleWriter):
             return False
 
 
-def png(pixels: Pixels) -> bytes:
-    """The file of an image `[h, w, c]`."""
+def png(pixels: Pixels, smaller: int = 1) -> bytes:
+    """The file of an image `[h, w, c]`, made so many times smaller."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "png")
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.reduce(smaller).save(buffer, "png")
     return buffer.getvalue()
 
 

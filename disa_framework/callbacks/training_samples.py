@@ -41,22 +41,13 @@ class TrainingSamples(Callback):
         if batch_idx or dataloader_idx or trainer.sanity_checking or not (trainer.is_global_zero and self._images):
             return
         assert isinstance(pl_module, ARDiffusionModule)
-        samples = pl_module.draw(self._condition(pl_module.model, batch[1]), torch.arange(self.count))
+        samples = pl_module.draw(asked(pl_module.model, batch[1], self.count), torch.arange(self.count))
         try:
             grid = pictured(samples)
         except ValueError:
             self._images = False
         else:
             self._show(trainer, grid)
-
-    def _condition(self, model: ARDiffusionModel, found: Condition) -> Condition | None:
-        if model.num_classes:
-            return torch.arange(self.count, device=model.device) % model.num_classes
-        try:
-            model.check_condition(found)
-        except ValueError:
-            return None
-        return cycled(found, self.count)
 
     def _show(self, trainer: Trainer, grid: Pixels) -> None:
         step = trainer.global_step
@@ -68,3 +59,15 @@ class TrainingSamples(Callback):
                 logger.experiment.add_image("samples", grid, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image("samples", [grid], step)
+
+
+def asked(model: ARDiffusionModel, found: Condition, count: int) -> Condition | None:
+    """What `count` samples are asked to be: each class in turn, or what validation data `found` are in turn; nothing of
+    a model that is asked for nothing."""
+    if model.num_classes:
+        return torch.arange(count, device=model.device) % model.num_classes
+    try:
+        model.check_condition(found)
+    except ValueError:
+        return None
+    return cycled(found, count)

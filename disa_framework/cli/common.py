@@ -22,8 +22,8 @@ from disa_framework.cli.refusals import OneLine, in_one_line, refuse_blanks, wit
 from disa_framework.cli.running import DEBUG, quiet, without_passwords
 from disa_framework.data.conditions import ConditionReader
 from disa_framework.files import CONFIG_FOLDERS, RECIPES, shipped
-from disa_framework.hub.repository import HUB, repository
-from disa_framework.hub.sharing import SAMPLING
+from disa_framework.hub.repository import HUB
+from disa_framework.hub.sharing import shared_sampling
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.runtime.devices import check_processes
@@ -198,7 +198,7 @@ def _find_recipe(name: str, configs: Sequence[str]) -> str:
     """Path of a sampling config given by path, by its name among the recipes of a configuration, `fast`, or by that of
     a repository, `hf:user/name`."""
     if name.startswith(HUB):
-        return str(repository(name) / SAMPLING)
+        return str(shared_sampling(name))
     if Path(name).suffix or Path(name).is_file():
         return name
     known = recipes(configs)

@@ -23,7 +23,7 @@ def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
 
     Args:
         unused: parts of the sampling config that the command has no use for. In configurations, which other commands
-            read as well, they, the data, the optimization and the samples of training may be there.
+            read as well, they, the data, the optimization and what training draws may be there.
     """
     add = parser.add_argument
     weights = (
@@ -42,7 +42,7 @@ def add_drawing(parser: ArgumentParser, unused: Sequence[str] = ()) -> None:
     add("--precision", type=Literal[32, "bf16", 16, "auto"] | None, help=precision)
     parser.add_class_arguments(ARDiffusionModule, skip={"sampling", "optimization"}, sub_configs=True)
     add_sampling(parser, skip=unused)
-    for section in ("data", "optimization", *unused):
+    for section in ("data", "optimization", "validation", *unused):
         add(f"--{section}", type=dict[str, Any] | None, help=SUPPRESS)
     add("--samples", type=int | None, help=SUPPRESS)
 

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from disa_framework.callbacks import FiniteLoss, TrainingLines, TrainingSamples
+from disa_framework.callbacks import FiniteLoss, TrainingDistance, TrainingLines, TrainingSamples
 from disa_framework.cli.common import add_sampling, instantiate, make_module, make_parser, parse
 from disa_framework.files import write_atomically
 from disa_framework.hub.checkpoint import load_into
+from disa_framework.metrics.quality import Quality
 from disa_framework.module import ARDiffusionModule
 
 _FIT = """Trains an autoregressive image generator with a diffusion head.
@@ -26,6 +29,8 @@ examples:
   disa-fit --config digits/mar
   disa-fit --config digits/mar --data.polarity plain --trainer.max_steps 500
   disa-fit --config digits/mar --ckpt_path outputs/digits-mar/last.ckpt
+  disa-fit --config digits/mar --validation.metric FID --validation.metric.features DigitsFeatures \\
+      --validation.metric.reference DigitsData --validation.every 3
 """
 
 _LEAST = {
@@ -40,20 +45,11 @@ _EVERY = 10
 
 def fit(args: Sequence[str] | None = None) -> None:
     """Trains. `args` are the command line's; see `disa-fit --help`."""
-    parser = make_parser("disa-fit", _FIT)
-    parser.add_class_arguments(ARDiffusionModule, skip={"sampling"}, sub_configs=True)
-    add_sampling(parser)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="Where images come from.")
-    parser.add_argument("--ckpt_path", "--checkpoint", type=str | None, help="Checkpoint of disa-fit to go on from.")
-    parser.add_argument(
-        "--samples", type=int, default=20,
-        help="Drawn from the same noise at every validation, as a grid in samples/ and in the logger; 0 for none.",
-    )  # fmt: skip
+    parser = _make_parser()
     config = parse(parser, args)
     seed_everything(config.seed, workers=True, verbose=False)
     init = instantiate(parser, config)
-    shown = [TrainingSamples(config.samples)] if config.samples else []
-    trainer = _trainer(init.trainer, _describing(parser.dump(config).encode()), *shown)
+    trainer = _trainer(init.trainer, _describing(parser.dump(config).encode()), *_watching(init))
     module = make_module(init)
     folder = Path(trainer.default_root_dir)
     if 0 in (trainer.max_steps, trainer.max_epochs, trainer.limit_train_batches):
@@ -69,6 +65,29 @@ def fit(args: Sequence[str] | None = None) -> None:
     trainer.fit(module, datamodule=init.data, ckpt_path=config.ckpt_path, weights_only=True)
     if not trainer.global_step:
         raise ValueError("nothing was trained: the data have no whole batch, or --trainer.max_time is over")
+
+
+def _make_parser() -> ArgumentParser:
+    parser = make_parser("disa-fit", _FIT)
+    parser.add_class_arguments(ARDiffusionModule, skip={"sampling"}, sub_configs=True)
+    add_sampling(parser)
+    add = parser.add_argument
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="Where images come from.")
+    add("--ckpt_path", "--checkpoint", type=str | None, help="Checkpoint of disa-fit to go on from.")
+    shown = "Drawn from the same noise at every validation, as a grid in samples/ and in the logger; 0 for none."
+    add("--samples", type=int, default=20, help=shown)
+    what = "What is measured of samples that are drawn at validations, as the curve `distance`."
+    parser.add_subclass_arguments(Quality, "validation.metric", required=False, help=what)
+    add("--validation.samples", type=PositiveInt, default=1000, help="How many are drawn for it.")
+    add("--validation.every", type=PositiveInt, default=1, help="Of so many validations, one is measured.")
+    return parser
+
+
+def _watching(init: Namespace) -> list[Callback]:
+    """What draws at validations."""
+    shown = [TrainingSamples(init.samples)] if init.samples else []
+    metric, samples, every = (init.validation[name] for name in ("metric", "samples", "every"))
+    return [*shown, *([TrainingDistance(metric, samples, every)] if metric else [])]
 
 
 def _describing(config: bytes) -> Callback:

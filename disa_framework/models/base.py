@@ -81,6 +81,26 @@ class TokenLayout:
         return tuple(accumulate(sizes.sizes(self.height * self.width, sampling.stages)))
 
 
+@dataclass(frozen=True)
+class Losses:
+    """The training loss of a batch, and from where in its samples it comes.
+
+    Attributes:
+        total: what training makes small, a scalar.
+        parts: `[P]` mean losses of parts of the samples, those that are drawn first in front; none if none are told.
+        drawn: what is drawn before each part, as a share: of the stages, or of the tokens if the model has a `layout`.
+    """
+
+    total: Tensor
+    parts: Tensor | None = None
+    drawn: tuple[float, ...] = ()
+
+    @classmethod
+    def of_stages(cls, total: Tensor, parts: Tensor) -> Losses:
+        """Where every stage is trained on: `parts [K]`."""
+        return cls(total, parts.detach(), tuple(k / len(parts) for k in range(len(parts))))
+
+
 class ARDiffusionModel(nn.Module, ABC, Generic[State]):
     """Subclass, set the attributes, and implement the abstract methods; everything else works on it.
 
@@ -145,14 +165,20 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
         end."""
 
     def loss(self, latents: Tensor, condition: Any, generator: torch.Generator | None = None) -> Tensor:
-        """The training loss, a scalar.
+        """The training loss, a scalar. A model that is trained overrides this, or `losses`.
 
         Args:
             latents: `[B, *latent_shape]`.
             condition: what they are, as `begin` takes it.
             generator: randomness of the loss; `None` is the global one, as usual in training.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no weights to train")
+        return self.losses(latents, condition, generator).total
+
+    def losses(self, latents: Tensor, condition: Any, generator: torch.Generator | None = None) -> Losses:
+        """The same, and from which stages it comes, which training shows; by default that is not known."""
+        if type(self).loss is ARDiffusionModel.loss:
+            raise NotImplementedError(f"{type(self).__name__} has no weights to train")
+        return Losses(self.loss(latents, condition, generator))
 
     def check_condition(self, condition: Condition) -> None:
         """Raises a ValueError that says what would fit, if the model cannot draw this.

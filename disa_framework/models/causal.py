@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal
 from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
@@ -156,6 +156,10 @@ class RasterAR(ARDiffusionModel[RasterState]):
         labels = null if condition is None else torch.where(dropped, null, condition)
         return self.backbone(torch.cat((self.embed_classes(labels), self.embed_tokens(tokens[:, :-1])), dim=1))
 
+    def losses_of(self, tokens: Tensor) -> Losses:
+        """Of the losses of tokens `[..., N]`."""
+        return Losses.of_stages(tokens.mean(), tokens.detach().flatten(0, -2).mean(dim=0))
+
 
 class CausalAR(RasterAR):
     """Class-conditional generator that draws an image token by token, row after row.
@@ -233,7 +237,7 @@ class CausalAR(RasterAR):
             x = block(x, seen)
         return self.norm(x)
 
-    def loss(self, latents: Tensor, condition: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    def losses(self, latents: Tensor, condition: Tensor | None, generator: torch.Generator | None = None) -> Losses:
         tokens = patchify(latents, self.patch_size)
         (B, N, _), device = tokens.shape, tokens.device
         # On the CPU, so that a seed gives the same numbers on every device.
@@ -241,4 +245,4 @@ class CausalAR(RasterAR):
         corruption = self.head.corruption((self.diffusion_batch_mul, B, N), generator)
 
         z = self.condition_all(tokens, condition, dropped.to(device))
-        return self.head.loss(tokens, z, *(part.to(device) for part in corruption))
+        return self.losses_of(self.head.loss(tokens, z, *(part.to(device) for part in corruption)))

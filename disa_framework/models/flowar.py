@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal
 from disa_framework.nn.adaln import AdaptiveBlock, RMSNorm, allocate_caches, block_causal_mask
 from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.flow_head import FlowHead
@@ -265,21 +265,21 @@ class FlowAR(ARDiffusionModel[FlowARState]):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Tensor | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator. Scales count by their share of the last one's
         tokens."""
         draws = draws or self.training_draws(len(latents), latents.device, generator)
         targets = self.targets(latents)
         z = self.condition_all(targets, condition, draws.dropped)
-        losses = self.scale_losses(targets, z, draws)
+        losses = torch.stack(self.scale_losses(targets, z, draws)).mean(dim=1)
         shares = torch.tensor([s * s / self.scales[-1] ** 2 for s in self.scales], device=z.device)
-        return (torch.stack(losses).mean(dim=1) * shares).sum()
+        return Losses.of_stages((losses * shares).sum(), losses)
 
     def targets(self, latents: Tensor) -> list[Tensor]:
         """What each stage should draw, `[B, n, C]`: the latents averaged over areas."""

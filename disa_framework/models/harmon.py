@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal, TokenLayout
 from disa_framework.models.mar import MAR, MARState, Positions, TrainingDraws, mar_base, mar_huge, published_sizes
 from disa_framework.nn.precise import unrounded
 from disa_framework.nn.text import Words, check_prompts, library, pretrained, split
@@ -309,13 +309,13 @@ class Harmon(ARDiffusionModel[MARState]):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Sequence[str] | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator. The MAR's `label_dropout` drops prompts."""
         tokens = patchify(latents, self.mar.patch_size)
         draws = draws or self.mar.training_draws(len(tokens), tokens.device, generator, self.num_tokens)
@@ -326,7 +326,7 @@ class Harmon(ARDiffusionModel[MARState]):
         ids = torch.where(draws.dropped[:, None], ids[-1], ids[:-1])
         lengths = torch.where(draws.dropped, lengths[-1], lengths[:-1])
         z = self.backbone(tokens, self.read(ids, lengths), *draws.places())
-        return self.mar.masked_loss(tokens, z, draws)
+        return self.mar.masked_losses(tokens, z, draws)
 
 
 def request(prompt: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal, TokenLayout
 from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
@@ -86,6 +86,10 @@ class TrainingDraws:
     def places(self) -> tuple[Tensor, Tensor]:
         """Of visible tokens `[B, N - m]`, and of masked ones `[B, m]`."""
         return self.order[:, self.masked :], self.order[:, : self.masked]
+
+    def losses(self, total: Tensor) -> Losses:
+        """The loss of the masked tokens, all of which come next to the visible ones."""
+        return Losses(total, total.detach()[None], (1 - self.masked / self.order.shape[1],))
 
 
 @dataclass(frozen=True)
@@ -323,24 +327,24 @@ class MAR(ARDiffusionModel[MARState]):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Tensor | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator."""
         tokens = patchify(latents, self.patch_size)
         draws = draws or self.training_draws(len(tokens), tokens.device, generator)
         null = self.fake_latent.expand(len(tokens), -1)
         embedding = null if condition is None else self.class_emb(condition)
         embedding = torch.where(draws.dropped[:, None], null, embedding)
-        return self.masked_loss(tokens, self.backbone(tokens, embedding, *draws.places()), draws)
+        return self.masked_losses(tokens, self.backbone(tokens, embedding, *draws.places()), draws)
 
-    def masked_loss(self, tokens: Tensor, z: Tensor, draws: TrainingDraws) -> Tensor:
-        """Mean loss of the masked ones of `tokens [B, N, D]`, under their conditioning `z [B, m, w]`."""
-        return self.head.loss(gather_tokens(tokens, draws.places()[1]), z, *draws.corruption)
+    def masked_losses(self, tokens: Tensor, z: Tensor, draws: TrainingDraws) -> Losses:
+        """Of the masked ones of `tokens [B, N, D]`, under their conditioning `z [B, m, w]`."""
+        return draws.losses(self.head.loss(gather_tokens(tokens, draws.places()[1]), z, *draws.corruption).mean())
 
     def training_draws(
         self,

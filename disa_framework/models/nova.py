@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from disa_framework.models.base import ARDiffusionModel, Proposal, TokenLayout
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal, TokenLayout
 from disa_framework.models.mar import MARState, TrainingDraws, truncated_normal
 from disa_framework.nn.patch_head import FREQUENCIES, TIMES, PatchEmbed, PatchHead
 from disa_framework.nn.text import Words, check_prompts, pretrained
@@ -268,13 +268,13 @@ class NOVA(ARDiffusionModel[MARState]):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Sequence[str] | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator."""
         tokens = self.to_tokens(latents)
         draws = draws or self.training_draws(len(tokens), tokens.device, generator)
@@ -289,7 +289,7 @@ class NOVA(ARDiffusionModel[MARState]):
         alpha, sigma = self.tables[timesteps].unsqueeze(-2).unbind(-1)
         noisy = alpha * clean + sigma * noise
         out = self.image_decoder(noisy, self.image_decoder.time_cond_embed(timesteps, z))
-        return (out - self.process.target(clean, noise)).square().mean()
+        return draws.losses((out - self.process.target(clean, noise)).square().mean())
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.base import Proposal
+from disa_framework.models.base import Losses, Proposal
 from disa_framework.models.causal import RasterAR, RasterState
 from disa_framework.nn.adaln import RMSNorm
 from disa_framework.nn.attention import KVCache, Past
@@ -145,18 +145,18 @@ class SphereAR(RasterAR):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Tensor | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator."""
         draws = draws or self.training_draws(len(latents), latents.device, generator)
         tokens = patchify(latents, 1)
         z = self.condition_all(tokens, condition, draws.dropped)
-        return self.head.loss(tokens, z, draws.times, draws.noise)
+        return self.losses_of(self.head.loss(tokens, z, draws.times, draws.noise))
 
     def training_draws(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None

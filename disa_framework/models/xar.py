@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disa_framework.models.base import ARDiffusionModel, Proposal
+from disa_framework.models.base import ARDiffusionModel, Losses, Proposal
 from disa_framework.nn.adaln import AdaptiveBlock, RMSNorm, allocate_caches, block_causal_mask
 from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.rotary import grid_positions, rotary
@@ -233,18 +233,20 @@ class XAR(ARDiffusionModel[XARState]):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def loss(
+    def losses(
         self,
         latents: Tensor,
         condition: Tensor | None,
         generator: torch.Generator | None = None,
         draws: TrainingDraws | None = None,
-    ) -> Tensor:
+    ) -> Losses:
         """As the contract says; `draws` replaces the generator."""
         draws = draws or self.training_draws(len(latents), latents.device, generator)
         clean = self.to_cells(latents)
         v = self.velocity_of_all(clean, condition, draws)
-        return (v - self.process.target(clean, draws.noise)).square().mean()
+        squared = (v - self.process.target(clean, draws.noise)).square()
+        cells = squared.detach().unflatten(1, (self.max_stages, -1))
+        return Losses.of_stages(squared.mean(), cells.mean(dim=(0, 2, 3)))
 
     def velocity_of_all(self, clean: Tensor, condition: Tensor | None, draws: TrainingDraws) -> Tensor:
         """Velocity `[B, N, C]` of all cells, each at its own time, given noisy earlier ones."""

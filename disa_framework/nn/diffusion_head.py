@@ -109,7 +109,7 @@ class TokenHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
-        """Mean loss of tokens `clean [..., D]` under `z [..., Z]`, as often as `corruption` repeats them."""
+        """The loss of each of the tokens `clean [..., D]` under `z [..., Z]`, as often as `corruption` repeats them."""
 
 
 class TimedHead(TokenHead):
@@ -185,7 +185,7 @@ class DiffusionHead(TimedHead):
     def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
         t, noise = corruption
         squared, bound = self(clean.expand(noise.shape), z.expand(*t.shape, -1), t, noise)
-        return (squared + bound).mean()
+        return squared + bound
 
 
 def _training_tables(process: VPCosine) -> Tensor:

@@ -168,4 +168,4 @@ class VelocityHead(TimedHead):
         t, noise = corruption
         clean = clean.expand(noise.shape)
         velocity = self(clean, z.expand(*t.shape, -1), t, noise)
-        return (velocity - self.process.target(clean, noise)).square().mean()
+        return (velocity - self.process.target(clean, noise)).square().mean(dim=-1)

@@ -158,7 +158,7 @@ class MixtureHead(TokenHead):
         return ()
 
     def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
-        return -self(z).log_density(clean).mean()
+        return -self(z).log_density(clean)
 
 
 def token_head(

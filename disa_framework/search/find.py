@@ -161,7 +161,8 @@ class _Search:
 
     def _objective(self) -> Objective:
         pareto, rungs = self.plan.method == "pareto", self.plan.rungs
-        return Objective(self.meter, self.costs, self.space, self.most, rungs, pareto, self.limit.worse)
+        worse = self.limit.worse
+        return Objective(self.meter, self.costs, self.space, self.most, rungs, pareto, worse, self.folder)
 
     def _given_starts(self) -> dict[str, SamplingConfig]:
         starts = {f"{name} (given)": self.meter.module.model.settle(start) for name, start in self.plan.starts.items()}

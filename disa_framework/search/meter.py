@@ -1,6 +1,7 @@
 """Draws with one sampling config after another, in Lightning's predict loop, and measures what comes out.
 
-One process leads: it alone decides what is drawn, and the others draw along. Samples are not kept.
+One process leads: it alone decides what is drawn, and the others draw along. Samples are not kept, but for the first
+few of the last run.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from disa_framework.sampling.config import SamplingConfig
 
 _PATIENCE = timedelta(days=7)
 _TIMED = 5
+_SHOWN = 20  # samples of a picture
+_WIDEST = 1600  # pixels of one: larger ones are made smaller
 
 Job = tuple[SamplingConfig, int, int]
 """A sampling config, a number of samples, a seed."""
@@ -61,6 +64,7 @@ class Meter(Callback):
         self.metric = None if quality is None else quality.metric(module, condition)
         self._group: dist.ProcessGroup | None = None
         self._run: Job | None = None
+        self._first: Tensor | None = None
 
     def lead(self, work: Callable[[], T]) -> T | None:
         """Starts all processes, and has one of them do the work; the others draw along.
@@ -112,15 +116,15 @@ class Meter(Callback):
         with self.on_device():
             return measure_latency(self.module, self.batch(), self.batch_size, samplings, repeats=_TIMED)
 
-    def picture(self, sampling: SamplingConfig, count: int = 20) -> bytes | None:
+    def picture(self, sampling: SamplingConfig) -> bytes | None:
         """A PNG of the first samples, the same noise for every config; `None` where samples are no images."""
-        condition = None if self.condition is None else cycled(self.condition, count)
+        condition = None if self.condition is None else cycled(self.condition, _SHOWN)
         with self.on_device(), torch.inference_mode():
-            samples = self.module.drawing(sampling).draw(condition, torch.arange(count))
-        try:
-            return png(pictured(samples))
-        except ValueError:
-            return None
+            return _picture(self.module.drawing(sampling).draw(condition, torch.arange(_SHOWN)))
+
+    def measured_picture(self) -> bytes | None:
+        """The same of what `measure` drew last, which is not drawn again: of its first batch, if that is smaller."""
+        return None if self._first is None else _picture(self._first)
 
     def batch(self) -> Condition | None:
         """The condition of the first samples, as many as are drawn together."""
@@ -161,6 +165,8 @@ class Meter(Callback):
         new: Tensor = outputs[batch.indices >= self._drawn]  # a batch that was begun before is drawn again
         if not new.isfinite().all():
             raise ValueError("the model drew NaN or infinite values")
+        if batch.indices[0] == 0:
+            self._first = outputs[:_SHOWN]
         if self.quality is not None and self.metric is not None:
             self.quality.update(self.metric, new)
 
@@ -227,6 +233,15 @@ class Meter(Callback):
         if self._group is not None:
             dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
+
+
+def _picture(samples: Tensor) -> bytes | None:
+    """A PNG of samples; `None` if they are no images."""
+    try:
+        grid = pictured(samples)
+    except ValueError:
+        return None
+    return png(grid, -(-max(grid.shape) // _WIDEST))
 
 
 @contextmanager

@@ -13,15 +13,18 @@ from optuna import Study, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from disa_framework import values
+from disa_framework.files import write_atomically
 from disa_framework.resuming import fingerprint
 from disa_framework.sampling.config import SamplingConfig
 from disa_framework.schedules import PerStage
+from disa_framework.search.folder import Folder
 from disa_framework.search.limits import Costs, filled
 from disa_framework.search.meter import Meter
 from disa_framework.search.space import Space
 from disa_framework.search.storage import StorageError
 
 RUNGS = (500, 1000, 2000)
+_PICTURES = 1000  # of a study, at most
 _DOUBT = 1.1  # a distance may be so many times what is allowed before a trial is stopped: more samples may be kinder
 
 WORKER = uuid.uuid4().hex
@@ -58,7 +61,8 @@ class Objective:
 
     Every trial has the user attributes `worker` (its own number, and the `WORKER` that draws it), `sampling` (what it
     is drawn with), `key` and `cost`; those that began with a given config have `start`, those that took over the steps
-    of a config `like` (that config) and `steps_of`, and those that went wrong `error`.
+    of a config `like` (that config) and `steps_of`, and those that went wrong `error`. Those that drew images have
+    `picture`, the path in the folder of a PNG of the first, which come from the same noise in all trials.
 
     Args:
         meter: draws and measures.
@@ -68,6 +72,7 @@ class Objective:
         rungs: numbers of samples after which poor trials are stopped; the last is that of a whole trial.
         pareto: whether distance and cost are two objectives. Trials are then not stopped before their end.
         worse: makes the cost small, where the distance is at most this share above the baseline's.
+        folder: for pictures of what was drawn.
 
     Raises:
         ValueError: for rungs that do not rise.
@@ -82,9 +87,10 @@ class Objective:
         rungs: Sequence[int] = RUNGS,
         pareto: bool = False,
         worse: float | None = None,
+        folder: Folder | None = None,
     ) -> None:
         self.meter, self.costs, self.space, self.limit, self.pareto = meter, costs, space, limit, pareto
-        self.worse, self.rungs = worse, tuple(rungs[-1:] if pareto else rungs)
+        self.worse, self.rungs, self.folder = worse, tuple(rungs[-1:] if pareto else rungs), folder or Folder(None)
         self.base = costs.base
         meter.check(self.rungs)
 
@@ -152,7 +158,7 @@ class Objective:
             raise TrialPruned
         allowed, known, value = self._allowed(trial.study), self._measured(trial, key), math.inf
         for rung in self.rungs:
-            value = known[rung] if rung in known else self.meter.measure(sampling, rung)
+            value = known[rung] if rung in known else self._measure(trial, sampling, rung)
             if not self.pareto:
                 trial.report(value, rung)
             last = rung == self.rungs[-1]
@@ -164,6 +170,17 @@ class Objective:
         if self.pareto:
             return value, cost
         return cost if allowed else value
+
+    def _measure(self, trial: Trial, sampling: SamplingConfig, rung: int) -> float:
+        """The distance, and a picture of what was drawn for it, if there is none yet."""
+        value, place = self.meter.measure(sampling, rung), f"trials/{trial.number:03}.png"
+        if trial.number < _PICTURES and "picture" not in trial.user_attrs:
+            path, picture = self.folder.place(place), self.meter.measured_picture()
+            if path and picture:
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, picture)
+                trial.set_user_attr("picture", place)
+        return value
 
     def _allowed(self, study: Study) -> dict[int, float]:
         """Greatest distances, by number of samples, if there are any: the baseline's are measured once in a study."""

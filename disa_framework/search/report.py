@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEIGHT = 4.5  # of pictures, in inches
-_COLUMNS = ("number", "state", "distance", "samples", "cost", "budget", "start", "steps_of", "error")
+_COLUMNS = ("number", "state", "distance", "samples", "cost", "budget", "start", "steps_of", "picture", "error")
 
 
 def write_trials(path: Path, study: Study) -> None:
@@ -44,7 +44,7 @@ def write_trials(path: Path, study: Study) -> None:
         budget = " ".join(map(str, sampling_of(trial).budget)) if "sampling" in attrs else ""
         writer.writerow([
             trial.number, state(trial), "" if distance is None else distance, trial.last_step or "",
-            attrs.get("cost", ""), budget, attrs.get("start", ""), attrs.get("steps_of", ""), attrs.get("error", ""),
+            attrs.get("cost", ""), budget, *(attrs.get(name, "") for name in ("start", "steps_of", "picture", "error")),
             *(trial.params.get(name, "") for name in params),
         ])  # fmt: skip
     write_atomically(path, text.getvalue().encode())

@@ -399,6 +399,16 @@ class ModelContract:
         reached = sum(g is not None and bool(g.any()) for g in gradients)
         assert reached >= self.trained_share * len(parameters)
 
+    def test_its_loss_comes_from_stages_in_their_order(self, model: ARDiffusionModel) -> None:
+        if not any(True for _ in model.parameters()):
+            return
+        latents, condition = torch.zeros(2, *model.latent_shape), self.asked(model, torch.arange(2))
+        losses = model.losses(latents, condition, torch.Generator().manual_seed(1))
+        assert torch.equal(losses.total, model.loss(latents, condition, torch.Generator().manual_seed(1)))
+        assert losses.drawn == tuple(sorted({*losses.drawn})) and all(0 <= share < 1 for share in losses.drawn)
+        assert len(losses.drawn) == (0 if losses.parts is None else len(losses.parts))
+        assert losses.parts is None or (losses.parts.isfinite().all() and not losses.parts.requires_grad)
+
     def test_its_loss_is_a_function_of_the_generator(self, model: ARDiffusionModel) -> None:
         if not any(True for _ in model.parameters()):
             return

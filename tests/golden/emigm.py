@@ -125,7 +125,7 @@ def replay_training(case: Case) -> Report:
     squared, bound = model.diffloss(tokens.expand(R, -1, -1, -1), z.expand(R, -1, -1, -1), timesteps, noise)
     report.compare("z", z, io["z"])
     report.compare("loss_per_token", (squared + bound).flatten(), io["loss_per_token"])
-    loss = model.loss(io["imgs"], io["labels"], draws=draws)
+    loss = model.losses(io["imgs"], io["labels"], draws=draws).total
     report.compare("loss", loss, io["loss"])
     loss.backward()
     compare_gradients(report, model, io)

@@ -115,7 +115,7 @@ def replay_training(case: Case) -> Report:
     report.compare("z", z, io["z"])
     for k, loss in enumerate(model.scale_losses(targets, z, draws)):
         report.compare("scale_loss", loss, io[f"scale{k}/loss"])
-    loss = model.loss(io["imgs"], io["labels"], draws=draws)
+    loss = model.losses(io["imgs"], io["labels"], draws=draws).total
     report.compare("loss", loss, io["loss"])
     loss.backward()
     compare_gradients(report, model, io)

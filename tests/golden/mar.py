@@ -176,7 +176,7 @@ def replay_training(case: Case) -> Report:
     report.compare("vb_per_token", bound.flatten(), io["vb_per_token"])
     report.compare("loss_per_token", (squared + bound).flatten(), io["loss_per_token"])
 
-    loss = model.loss(io["imgs"], labels, draws=draws)
+    loss = model.losses(io["imgs"], labels, draws=draws).total
     report.compare("loss", loss, io["loss"])
     loss.backward()
     compare_gradients(report, model, io)

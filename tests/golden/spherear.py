@@ -121,7 +121,7 @@ def replay_training(case: Case) -> Report:
     velocity = model.head(tokens.expand(shape), z.expand(*shape[:3], -1), times, noise)
     report.compare("velocity", -velocity.flatten(0, 2), io["velocity"])
     latents = unpatchify(tokens, 1, *model.latent_shape[1:])
-    loss = model.loss(latents, io["labels"], draws=TrainingDraws(dropped, times, noise))
+    loss = model.losses(latents, io["labels"], draws=TrainingDraws(dropped, times, noise)).total
     report.compare("loss", loss, io["loss"])
     loss.backward()
     compare_gradients(report, model, io)

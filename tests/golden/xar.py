@@ -103,7 +103,7 @@ def replay_training(case: Case) -> Report:
     report.compare("velocity", v, io["velocity"])
     per_image = (v - model.process.target(clean, draws.noise)).square().mean(dim=(1, 2))
     report.compare("loss_per_image", per_image, io["loss_per_image"])
-    loss = model.loss(io["imgs"], io["labels"], draws=draws)
+    loss = model.losses(io["imgs"], io["labels"], draws=draws).total
     report.compare("loss", loss, io["loss"])
     loss.backward()
     compare_gradients(report, model, io)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import yaml
 
 from disa_framework import SamplingConfig, generate
 from disa_framework.cli.predict import predict
-from disa_framework.hub import load_model, push_to_hub, repository, save_pretrained
+from disa_framework.hub import load_model, push_sampling, push_to_hub, repository, save_pretrained, shared_sampling
 from disa_framework.models import MAR, XAR, ARDiffusionModel, CausalAR, FlowAR
+from disa_framework.module import ARDiffusionModule
 from disa_framework.resuming import digest_of
-from disa_framework.schedules import Constant, Linear
+from disa_framework.schedules import Constant, Linear, PerStage
 from disa_framework.solvers import DPMSolverPP, Euler, RectifiedFlow
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
@@ -90,7 +92,7 @@ def test_what_has_no_plain_description_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hf:me/mar", f"hf:me/mar@{COMMIT}", "hf:me/mar@main"])
 def test_a_repository_in_the_cache_needs_no_network(name: str, cache: Path) -> None:
     assert isinstance(load_model(name), MAR)
-    assert SamplingConfig.load(repository(name) / "sampling.yaml").stages == 3
+    assert SamplingConfig.load(shared_sampling(name)).stages == 3
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_what_cannot_be_had_is_named(name: str, error: type[Exception], message:
         load_model(name)
 
 
-def test_a_command_draws_with_weights_and_sampling_of_a_repository(cache: Path, tmp_path: Path) -> None:
+def test_a_command_draws_with_weights_and_shared_sampling_a_repository(cache: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     described = {"class_path": "MAR", "init_args": tiny_mar().made_with}
     config.write_text(yaml.safe_dump({"model": described}))
@@ -115,16 +117,50 @@ def test_a_command_draws_with_weights_and_sampling_of_a_repository(cache: Path, 
     assert folder.facts()["head_evaluations_per_image"] == 6
 
 
-def test_a_model_is_pushed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, dict[str, Any]]] = []
+@pytest.fixture
+def pushed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How repositories were made, in whose place in the cache their files then are."""
+    made: list[dict[str, Any]] = []
 
     def upload(self: Any, repo_id: str, folder_path: str, revision: str | None) -> str:
-        calls.append(("upload", {"name": repo_id, "files": sorted(p.name for p in Path(folder_path).iterdir())}))
-        return f"https://huggingface.co/{repo_id}/commit/1"
+        repo = cache / f"models--{repo_id.replace('/', '--')}"
+        shutil.copytree(folder_path, repo / "snapshots" / COMMIT)
+        (repo / "refs").mkdir()
+        (repo / "refs/main").write_text(COMMIT)
+        return f"https://huggingface.co/{repo_id}/commit/{COMMIT}"
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, name, **how: calls.append((name, how)))
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, name, **how: made.append({name: how}))
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    assert push_to_hub(tiny_mar(), "me/mar", private=True).endswith("me/mar/commit/1")
-    assert calls[0] == ("me/mar", {"private": True, "exist_ok": True})
-    files = ["README.md", "config.json", "model.safetensors", "sampling.yaml"]
-    assert calls[1] == ("upload", {"name": "me/mar", "files": files})
+    return made
+
+
+def test_a_model_is_pushed_whole(pushed: list[dict[str, Any]]) -> None:
+    assert push_to_hub(tiny_mar(), "me/new", private=True).endswith(f"me/new/commit/{COMMIT}")
+    assert pushed == [{"me/new": {"private": True, "exist_ok": True}}]
+    files = {path.name for path in repository("hf:me/new").iterdir()}
+    assert files == {"README.md", "config.json", "model.safetensors", "sampling.yaml"}
+
+
+def test_a_module_is_shared_with_the_way_it_draws(pushed: list[dict[str, Any]], tmp_path: Path) -> None:
+    module = ARDiffusionModule(tiny_mar(), SamplingConfig(Linear(4, 1), num_stages=3))
+    module.push_to_hub("me/module", about="Trained on nothing.")
+    with torch.inference_mode():
+        expected = module.draw(torch.arange(2), torch.arange(2))
+        folder = module.save_pretrained(tmp_path / "shared")
+        for source in ("hf:me/module", folder, folder / "model.safetensors"):
+            again = ARDiffusionModule.from_pretrained(source)
+            assert again.sampling == module.sampling
+            assert torch.equal(again.draw(torch.arange(2), torch.arange(2)), expected)
+    other = ARDiffusionModule.from_pretrained("hf:me/module", sampling=SamplingConfig(Constant(2)), seed=3)
+    assert other.sampling.schedule == Constant(2) and other.seed == 3
+
+
+def test_a_sampling_config_is_shared_without_weights(pushed: list[dict[str, Any]]) -> None:
+    found = SamplingConfig(PerStage((4, 2, 1)), num_stages=3)
+    push_sampling(found, "me/recipe", tiny_mar(), about="Found by a study.")
+    assert SamplingConfig.load(shared_sampling("hf:me/recipe")) == found
+    card = (repository("hf:me/recipe") / "README.md").read_text()
+    assert "Found by a study." in card and "| head evaluations | 7 |" in card and "--sampling hf:me/recipe" in card
+    with pytest.raises(ValueError, match="num_stages must"):
+        push_sampling(SamplingConfig(num_stages=100), "me/other", tiny_mar(), about="")
+    assert len(pushed) == 1

@@ -153,7 +153,7 @@ def test_the_loss_counts_every_masked_token_as_often_as_it_is_repeated() -> None
     draws = model.training_draws(2, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert [part.shape for part in draws.corruption] == [(3, 2, draws.masked), (3, 2, draws.masked, 4)]
     with calls(model.diffloss.net) as head:
-        loss = model.loss(torch.randn(2, 1, 4, 4), torch.tensor([0, 1]), draws=draws)
+        loss = model.losses(torch.randn(2, 1, 4, 4), torch.tensor([0, 1]), draws=draws).total
     assert loss.ndim == 0
     assert [x.shape for x in head] == [(3, 2, draws.masked, 4)]
 

@@ -111,7 +111,7 @@ def test_the_loss_is_the_squared_error_at_the_times_that_are_drawn(process: Any)
     model.image_decoder.head.bias.data.zero_()  # so that it predicts 0
     clean = model.to_tokens(latents).gather(1, draws.places()[1][..., None].expand(-1, -1, 8))
     want = noise - clean if process == "flow" else noise
-    torch.testing.assert_close(model.loss(latents, PROMPTS[:2], draws=draws), want.square().mean())
+    torch.testing.assert_close(model.losses(latents, PROMPTS[:2], draws=draws).total, want.square().mean())
     assert model.tables[300, 1].item() == pytest.approx(0.3 if process == "flow" else VPCosine().nodes([300]).sigmas[0])
 
 

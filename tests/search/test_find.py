@@ -60,7 +60,8 @@ def test_a_study_finds_what_to_draw_with_and_leaves_nothing_where_there_is_no_fo
     assert all(len(row.distances) == 2 for row in kept.rows) and kept.notes == ("6 trials: 6 whole",)
     assert SamplingConfig.load(tmp_path / "best.yaml") == kept.sampling
     assert [row["start"] for row in trials(tmp_path)[:3]] == ["Calibrated", "Learned", "Constant"]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".yaml", ".html", ".csv", ".db", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".yaml", ".html", ".csv", ".db", ".safetensors", ""}
+    assert all((tmp_path / row["picture"]).is_file() for row in trials(tmp_path))
 
 
 def test_a_search_goes_on_and_measures_no_cost_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,10 +15,12 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from disa_framework import Observer, SamplingConfig, generate
+from disa_framework.callbacks.sample_writers import pictured, png
 from disa_framework.measure.cost import analytic_cost
 from disa_framework.models import ARDiffusionModel
 from disa_framework.module import ARDiffusionModule
 from disa_framework.schedules import Adaptive, Constant, Linear
+from disa_framework.search.folder import Folder
 from disa_framework.search.limits import Costs
 from disa_framework.search.meter import Meter
 from disa_framework.search.objective import Objective, distance_of, key_of, sampling_of
@@ -100,6 +103,16 @@ def test_a_config_is_drawn_once(drawn: Counted) -> None:
     first, second = try_out(mixture_objective(), steps(12, 6, 4, 2), steps(12, 6, 4, 2)).trials
     assert drawn.samples == 96
     assert first.value == second.value and first.intermediate_values == second.intermediate_values
+
+
+def test_a_trial_keeps_a_picture_of_what_it_has_drawn_anyway(drawn: Counted, tmp_path: Path) -> None:
+    objective, same = mixture_objective(limit=None, folder=Folder(tmp_path)), steps(3, 2, 2, 1)
+    first, again, other = try_out(objective, same, same, steps(5, 1, 1, 1)).trials
+    assert drawn.samples == 2 * 96 and "picture" not in again.user_attrs
+    for trial in (first, other):
+        samples = objective.meter.module.drawing(sampling_of(trial)).draw(LABELS[:16], torch.arange(16))
+        kept = tmp_path / trial.user_attrs["picture"]
+        assert kept.name == f"{trial.number:03}.png" and kept.read_bytes() == png(pictured(samples))
 
 
 def test_an_error_fails_its_trial_alone_and_is_recorded() -> None:
