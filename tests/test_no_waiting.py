@@ -36,6 +36,7 @@ LAZY = Lazy(refresh=2, share=0.2, start=1)
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mar": tiny_mar,
     "mar with a mixture head": lambda: tiny_mar(components=3),
+    "mar with a flow-map head": lambda: tiny_mar(self_distillation=0.25),
     "emigm": tiny_emigm,
     "lazy mar": lambda: tiny_mar(latent_size=8),
     "flowar": tiny_flowar,
