@@ -31,4 +31,4 @@ class Teacher(Callback):
         load_into(model, self.weights)
         model.requires_grad_(False)
         head.requires_grad_(True)
-        head.teach()
+        head.learn_from(head)

@@ -62,9 +62,14 @@ class FlowMapHead(TimedHead):
         self.end_embed.initialize()
         nn.init.zeros_(self.log_weight.weight)
 
-    def teach(self) -> None:
-        """From now on jumps learn from the head as it is now, not from what it becomes."""
-        self._teacher = (copy.deepcopy(self).requires_grad_(False),)
+    @property
+    def teacher(self) -> FlowMapHead:
+        """Whose velocity jumps learn from: the head itself, unless it learns from another one."""
+        return self._teacher[0] if self._teacher else self
+
+    def learn_from(self, teacher: FlowMapHead) -> None:
+        """Has jumps learn from a head as it is now, which may be this one, not from what it becomes."""
+        self._teacher = (copy.deepcopy(teacher).requires_grad_(False),)
 
     def embed_times(self, t: Tensor) -> Tensor:
         return self.embed_jumps(t, t)
@@ -130,7 +135,6 @@ class FlowMapHead(TimedHead):
         """
         moved: Any = torch.func.jvp(lambda t: self.jump(x, s, t, z), (t,), (torch.ones_like(t),))
         end, rate = moved
-        teacher = self._teacher[0].to(x.device) if self._teacher else self
         with torch.no_grad():
-            target = teacher.velocity(end, t, z)
+            target = self.teacher.to(x.device).velocity(end, t, z)
         return rate - target

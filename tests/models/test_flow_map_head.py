@@ -98,7 +98,7 @@ def test_the_exact_map_makes_no_errors_in_jumps(std: float) -> None:
     head, (x, s, t, z) = Gaussian(std), jumps(width=1)
     torch.testing.assert_close(head.jump_errors(x, s, t, z), torch.zeros(6, 2), rtol=0, atol=1e-4)
     head.std += 0.1  # a map of other tokens agrees with itself, but not with a teacher
-    head._teacher = (Gaussian(std),)
+    head.learn_from(Gaussian(std))
     assert head.jump_errors(x, s, t, z).abs().min() > 1e-3
 
 
@@ -154,13 +154,13 @@ def test_a_taught_head_lands_where_its_teacher_goes() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = FlowMapHead(2, 1, 1, 32, 0.5)
-    head._teacher = (Gaussian(STD),)
+    head.learn_from(Gaussian(STD))
     optimizer, z = torch.optim.Adam(head.parameters(), lr=1e-2), torch.zeros(64, 1)
 
     def missed() -> float:
         x, s, t, _ = jumps(64)
         with torch.no_grad():
-            return float((head.jump(x, s, t, z) - head._teacher[0].jump(x, s, t, z)).square().mean())
+            return float((head.jump(x, s, t, z) - head.teacher.jump(x, s, t, z)).square().mean())
 
     before = missed()
     for _ in range(40):
@@ -174,14 +174,14 @@ def test_a_taught_head_lands_where_its_teacher_goes() -> None:
 def test_a_teacher_stays_as_it_is_and_is_in_no_file() -> None:
     head, (x, s, t, z) = random_head(), jumps()
     names, before = set(head.state_dict()), head.jump_errors(x, s, t, z)
-    head.teach()
+    head.learn_from(head)
     assert set(head.state_dict()) == names
     torch.testing.assert_close(head.jump_errors(x, s, t, z), before)
-    velocity = head._teacher[0].velocity(x, t, z)
+    velocity = head.teacher.velocity(x, t, z)
     with torch.no_grad():
         head.net.final_layer.linear.bias.add_(1)
-    torch.testing.assert_close(head._teacher[0].velocity(x, t, z), velocity)
-    assert not any(parameter.requires_grad for parameter in head._teacher[0].parameters())
+    torch.testing.assert_close(head.teacher.velocity(x, t, z), velocity)
+    assert not any(parameter.requires_grad for parameter in head.teacher.parameters())
 
 
 @quiet
