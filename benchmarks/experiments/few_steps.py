@@ -2,9 +2,10 @@
 
     python -m benchmarks.experiments.few_steps [--count 1500] [--seeds 1] [--trainings 0 1 2] [--output FOLDER]
 
-Three heads of the MAR in configs/digits/mar-lsd.yaml, trained here unless that has been done: one of a flow, for many
-steps; one that learned jumps from the beginning; and one that learned them from the flow's, whose backbone it shares.
-As they share it, one may draw the early stages, and the other the late ones.
+Heads of the MAR in configs/digits/mar-lsd.yaml, trained here unless that has been done: of a `flow`, for many steps;
+from `scratch`, with jumps from the beginning; `distilled`, which learned jumps from the flow's, with the backbone as it
+was; and `longer`, which in the place of that learned on as a flow. The last two share a backbone, so that one may draw
+the early stages, and the other the late ones.
 
 Distances are Fréchet distances of what is drawn, means and deviations over trainings and seeds of the noise.
 """
@@ -33,7 +34,9 @@ from disa_framework.solvers import Euler
 from examples.digits import train
 
 CONFIG, STAGES, LATE = "digits/mar-lsd", 16, 8
-FLOW, SCRATCH, DISTILLED = "flow", "few steps, from scratch", "few steps, distilled"
+FLOW, LONGER, SCRATCH, DISTILLED = HEADS = "flow", "longer", "scratch", "distilled"
+MORE_STEPS = 1000
+"""Training steps of the heads that go on from a flow's."""
 STEPS = (1, 2, 4, 10)
 EARLY = (3, 8)
 """Steps of an early stage where the heads are swapped."""
@@ -63,15 +66,14 @@ class Swapped(Delegating):
 
 def checkpoint(folder: Path, head: str, seed: int) -> Path:
     """The weights of a training, trained first unless it has been."""
-    more = ["--samples", "0"]
-    if head == FLOW:
+    more, steps = ["--samples", "0"], None
+    if head in (FLOW, LONGER):
         more += ["--model.self_distillation", "0"]
-    if head == DISTILLED:
-        teacher = checkpoint(folder, FLOW, seed)
+    if head in (LONGER, DISTILLED):
         more += ["--trainer.callbacks+", "disa_framework.callbacks.Teacher"]
-        more += ["--trainer.callbacks.weights", str(teacher)]
-    name = head.rpartition(" ")[-1]
-    return train(folder / name / f"seed{seed}", CONFIG, seed, "random", 1000 if head == DISTILLED else None, more)
+        more += ["--trainer.callbacks.weights", str(checkpoint(folder, FLOW, seed))]
+        steps = MORE_STEPS
+    return train(folder / head / f"seed{seed}", CONFIG, seed, "random", steps, more)
 
 
 def load(folder: Path, head: str, seed: int) -> MAR:
@@ -155,14 +157,14 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     folder, asked = Path(options.output), (options.count, options.seeds)
-    models = {head: [load(folder, head, seed) for seed in options.trainings] for head in (FLOW, SCRATCH, DISTILLED)}
+    models = {head: [load(folder, head, seed) for seed in options.trainings] for head in HEADS}
     heads = {head: Compared(trained, *asked) for head, trained in models.items()}
     annealing(heads)
     print()
-    calibration({head: heads[head] for head in (SCRATCH, DISTILLED)})
+    calibration({DISTILLED: heads[DISTILLED]})
     print()
-    swapped = [Swapped(*pair) for pair in zip(models[FLOW], models[DISTILLED], strict=True)]
-    swapping({"flow": heads[FLOW], "few steps": heads[DISTILLED], "flow, few steps": Compared(swapped, *asked)})
+    swapped = [Swapped(*pair) for pair in zip(models[LONGER], models[DISTILLED], strict=True)]
+    swapping({name: heads[name] for name in (LONGER, DISTILLED)} | {"longer, distilled": Compared(swapped, *asked)})
 
 
 if __name__ == "__main__":
