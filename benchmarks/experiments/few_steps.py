@@ -38,7 +38,7 @@ FLOW, LONGER, SCRATCH, DISTILLED = HEADS = "flow", "longer", "scratch", "distill
 MORE_STEPS = 1000
 """Training steps of the heads that go on from a flow's."""
 STEPS = (1, 2, 4, 10)
-EARLY = (3, 8)
+EARLY = (2, 3, 8)
 """Steps of an early stage where the heads are swapped."""
 CALIBRATION, SAMPLES, LIMITS = Calibration((1, 2, 3, 4), other_steps=2, reference_steps=8), 250, (24, 32)
 FALLING = {
