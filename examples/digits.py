@@ -98,13 +98,15 @@ def slug(name: str) -> str:
     return name.replace(" ", "-").replace(",", "").replace("→", "-to-")
 
 
-def train(folder: Path, config: str, seed: int, polarity: Polarity, max_steps: int | None = None) -> Path:
-    """Trains unless it has been done, and returns the checkpoint."""
+def train(
+    folder: Path, config: str, seed: int, polarity: Polarity, max_steps: int | None = None, more: Sequence[str] = ()
+) -> Path:
+    """Trains unless it has been done, with `more` options of disa-fit, and returns the checkpoint."""
     checkpoint = folder / "last.ckpt"
     finished = folder / "trained"
     if not finished.exists():
         arguments = ["--config", config, "--seed", str(seed), "--data.polarity", polarity]
-        arguments += ["--trainer.default_root_dir", str(folder)]
+        arguments += ["--trainer.default_root_dir", str(folder), *more]
         if max_steps:
             arguments += ["--trainer.max_steps", str(max_steps)]
         if checkpoint.exists():

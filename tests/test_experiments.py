@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.experiments import components
+from benchmarks.experiments import components, few_steps
 from benchmarks.experiments.late_start import FromPrediction, FromStage
 from benchmarks.experiments.needy_tokens import Divided, shares
 from benchmarks.experiments.orders import FALLING, SAME, STAGES
@@ -13,7 +13,9 @@ from benchmarks.experiments.stages_or_steps import STEPS, milliseconds, most_ste
 from disa_framework import SamplingConfig, generate
 from disa_framework.schedules import Constant
 from disa_framework.solvers import DPMSolverPP, LogSNR, VPCosine
+from disa_framework.testing.models import StageLog
 from disa_framework.toy.mixture import MixtureAR
+from tests.models.tiny import tiny_mar
 
 SOLVER = DPMSolverPP(grid=LogSNR())
 
@@ -54,6 +56,25 @@ def test_halves_of_the_stages_have_as_many_components_as_constant_ones() -> None
     budgets = [schedule.budget(components.STAGES) for _, schedule in components.schedules()][len(components.USED) :]
     for early, late, constant in zip(budgets[::3], budgets[1::3], budgets[2::3], strict=True):
         assert sum(early) == sum(late) == sum(constant) and early == late[::-1] and early[0] > late[0]
+
+
+@pytest.mark.parametrize("name", ["4 → 1", "3 → 1"])
+def test_jumps_that_fall_are_as_many_as_two_at_each_stage(name: str) -> None:
+    budget = few_steps.FALLING[name]
+    assert sum(budget) == 2 * few_steps.STAGES == 2 * len(budget) and [*budget] == sorted(budget, reverse=True)
+
+
+def test_swapped_heads_draw_their_stages_from_the_same_backbone() -> None:
+    early, late = (tiny_mar(latent_size=8, self_distillation=0.25) for _ in range(2))
+    with torch.no_grad():
+        late.diffloss.net.final_layer.linear.bias.add_(1)
+    logs, sampling = [StageLog() for _ in range(3)], few_steps.sampled(Constant(2))
+    for model, log in zip((early, late, few_steps.Swapped(early, late)), logs, strict=True):
+        generate(model, None, sampling, batch_size=2, observers=[log])
+    once, other, both = (log.tokens for log in logs)
+    assert all(map(torch.equal, both[: few_steps.LATE], once)) and not torch.equal(both[few_steps.LATE], once[8])
+    again = generate(few_steps.Swapped(late, late), None, sampling, batch_size=2)
+    assert torch.equal(again, generate(late, None, sampling, batch_size=2)) and len(other) == few_steps.STAGES
 
 
 @pytest.mark.parametrize("limit", [2.6, 3.43, 4.75])

@@ -23,7 +23,7 @@ from disa_framework.models import ARDiffusionModel
 from disa_framework.sampling.condition import Condition, place
 from disa_framework.sampling.generation import advance
 from disa_framework.schedules import Adaptive, Constant, Linear, StepSchedule
-from disa_framework.solvers import EulerMaruyama, RectifiedFlow
+from disa_framework.solvers import Euler, EulerMaruyama, FlowMap, Process, RectifiedFlow, Solver
 from disa_framework.testing.models import SOLVERS
 from disa_framework.toy.mixture import MixtureAR
 from tests.models.test_causal import tiny as tiny_causal
@@ -36,6 +36,7 @@ LAZY = Lazy(refresh=2, share=0.2, start=1)
 MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mar": tiny_mar,
     "mar with a mixture head": lambda: tiny_mar(components=3),
+    "mar with a flow-map head": lambda: tiny_mar(self_distillation=0.25),
     "emigm": tiny_emigm,
     "lazy mar": lambda: tiny_mar(latent_size=8),
     "flowar": tiny_flowar,
@@ -49,6 +50,7 @@ MODELS: dict[str, Callable[[], ARDiffusionModel]] = {
     "mixture": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3),
     "mixture of flows": lambda: MixtureAR(num_tokens=6, num_components=4, num_classes=3, process=RectifiedFlow()),
 }
+DRAWING: dict[type[Process], Solver] = {**SOLVERS, RectifiedFlow: EulerMaruyama(), FlowMap: Euler()}
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "equal"}
 MAKES = {"tensor", "as_tensor", "from_numpy"}  # of numbers that the host has
 NEEDS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
@@ -127,7 +129,7 @@ def sampling_of(name: str, model: ARDiffusionModel, schedule: StepSchedule) -> S
     return model.settle(
         SamplingConfig(
             schedule,
-            EulerMaruyama() if isinstance(model.process, RectifiedFlow) else SOLVERS[type(model.process)],
+            DRAWING[type(model.process)],
             max(model.min_stages, min(3, model.max_stages)),
             Guidance(2.0, interval=(0.1, 0.9)),
             LAZY if name.startswith("lazy") else None,

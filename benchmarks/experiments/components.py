@@ -92,6 +92,12 @@ def surprise(module: ARDiffusionModule) -> Tensor:
     return torch.tensor(rows)
 
 
+def digits_meter(module: ARDiffusionModule, count: int) -> Meter:
+    """Measures the Fréchet distance of as many digits of random polarity, labels in turn."""
+    quality = FID(DigitsFeatures(), DigitsData(polarity="random"))
+    return Meter(module, quality, torch.arange(count) % 10, BATCH, {"accelerator": "cpu"})
+
+
 class Trained:
     """One of the models, and how its images are measured.
 
@@ -101,9 +107,8 @@ class Trained:
     """
 
     def __init__(self, module: ARDiffusionModule, count: int) -> None:
-        quality, self.labels = FID(DigitsFeatures(), DigitsData(polarity="random")), torch.arange(count) % 10
         self.module, self.count, self.surprise = module, count, surprise(module)
-        self.meter = Meter(module, quality, self.labels, BATCH, {"accelerator": "cpu"})
+        self.meter, self.labels = digits_meter(module, count), torch.arange(count) % 10
 
     def held_out(self, sampling: SamplingConfig) -> float:
         """`-log p` of held-out digits in nats a channel, with the components of each stage."""

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from disa_framework.models.base import ARDiffusionModel, Losses, Proposal
 from disa_framework.nn.attention import KVCache, Past
 from disa_framework.nn.diffusion_head import TokenHead
-from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
+from disa_framework.nn.mixture_head import PUBLISHED_SCALE
+from disa_framework.nn.token_head import token_head
 from disa_framework.nn.tokens import patchify, unpatchify
 from disa_framework.nn.transformer import Block, start_linears
 from disa_framework.sampling.config import SamplingConfig

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from disa_framework.models.base import ARDiffusionModel, Losses, Proposal, TokenLayout
 from disa_framework.nn.diffusion_head import TokenHead
-from disa_framework.nn.mixture_head import PUBLISHED_SCALE, token_head
+from disa_framework.nn.mixture_head import PUBLISHED_SCALE
+from disa_framework.nn.token_head import token_head
 from disa_framework.nn.tokens import gather_heads, gather_tokens, patchify, unpatchify
 from disa_framework.nn.transformer import Block, start_linears
 from disa_framework.runtime.feature_cache import Backbone, Memory
@@ -130,6 +131,8 @@ class MAR(ARDiffusionModel[MARState]):
         components: Gaussians of a mixture head (GIVT, arXiv 2312.02116), which is then in the place of the diffusion
             head.
         least_scale: of these, the least standard deviation.
+        self_distillation: share of the training of a flow-map head (arXiv 2505.18825) that is spent on jumps, as
+            published 0.25; the head is then in the place of the diffusion head, and draws a token in few steps.
     """
 
     caches_features = True
@@ -162,6 +165,7 @@ class MAR(ARDiffusionModel[MARState]):
         max_beta: float = 0.999,
         components: int | None = None,
         least_scale: float = PUBLISHED_SCALE,
+        self_distillation: float | None = None,
     ) -> None:
         super().__init__()
         check_numbers(MAR.__init__, locals())
@@ -203,7 +207,7 @@ class MAR(ARDiffusionModel[MARState]):
         self.diffusion_pos_embed_learned = positions(self.num_tokens, decoder_width)
         process = VPCosine(learns_variance=True, max_beta=max_beta)
         self.diffloss: Any = token_head(
-            channels, decoder_width, head_depth, head_width, process, components, least_scale
+            channels, decoder_width, head_depth, head_width, process, components, least_scale, self_distillation
         )
         self.process = self.head.process
         self._initialize()

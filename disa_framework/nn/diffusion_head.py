@@ -1,7 +1,7 @@
 """Heads on single tokens, and MAR's diffusion head: an MLP, and its training loss (arXiv 2406.11838, section 3).
 
 Letters: `...` any leading axes, `D` token channels, `Z` width of the conditioning, `w` width of the head,
-`B` batch, `n` tokens of a stage, `G` guidance branches (1 or 2).
+`B` batch, `n` tokens of a stage, `G` guidance branches (1 or 2), `T` rows of a table.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from disa_framework.solvers.table import Denoiser
 class ResBlock(Region):
     """`x + gate * mlp(modulate(norm(x)))`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: type[nn.LayerNorm] = nn.LayerNorm) -> None:
         super().__init__()
-        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.in_ln = norm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
@@ -38,9 +38,9 @@ class ResBlock(Region):
 class FinalLayer(nn.Module):
     """Modulated norm without affine, and the output projection."""
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, norm: type[nn.LayerNorm] = nn.LayerNorm) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = norm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -50,15 +50,31 @@ class FinalLayer(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """`(x_t [..., D], t, z [..., Z]) -> [..., 2 D]`: noise, and the variance value."""
+    """`(x_t [..., D], t, z [..., Z]) -> [..., out]`.
 
-    def __init__(self, channels: int, cond_width: int, depth: int, width: int) -> None:
+    Args:
+        channels: `D`.
+        cond_width: `Z`.
+        depth, width: of the blocks.
+        out: outputs of a token: noise and variance value of a diffusion head, `2 D`.
+        norm: of the blocks.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        cond_width: int,
+        depth: int,
+        width: int,
+        out: int,
+        norm: type[nn.LayerNorm] = nn.LayerNorm,
+    ) -> None:
         super().__init__()
         self.time_embed = TimestepEmbedding(width)
         self.cond_embed = nn.Linear(cond_width, width)
         self.input_proj = nn.Linear(channels, width)
-        self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
-        self.final_layer = FinalLayer(width, 2 * channels)
+        self.res_blocks = nn.ModuleList(ResBlock(width, norm) for _ in range(depth))
+        self.final_layer = FinalLayer(width, out, norm)
 
     def initialize(self) -> None:
         """Starts modulations and output at zero, and the embedding of times small (DiT, arXiv 2212.09748)."""
@@ -127,11 +143,15 @@ class TimedHead(TokenHead):
     def predict(self, x: Tensor, y: Tensor) -> Tensor:
         """What the process says that the head predicts of `x [..., D]`, under the sum of the embeddings `[..., w]`."""
 
+    def embed_nodes(self, nodes: Nodes, device: torch.device) -> Tensor:
+        """What the head is told of the times of a table, `[T, w]`."""
+        return self.embed_times(nodes.on(device))
+
     def denoiser(self, z: Tensor, scale: float, guidance: Guidance) -> Denoiser:
         cond = self.embed_cond(z)
 
         def embed(nodes: Nodes) -> Tensor:
-            return self.embed_times(nodes.on(z.device))
+            return self.embed_nodes(nodes, z.device)
 
         return guided(lambda x, time: self.predict(x, time + cond[: len(x)]), embed, self.process, guidance, scale)
 
@@ -143,7 +163,7 @@ class DiffusionHead(TimedHead):
 
     def __init__(self, channels: int, cond_width: int, depth: int, width: int, process: VPCosine) -> None:
         super().__init__(process)
-        self.net = MLPHead(channels, cond_width, depth, width)
+        self.net = MLPHead(channels, cond_width, depth, width, 2 * channels)
         self.channels = channels
         self.register_buffer("tables", _training_tables(process), persistent=False)
 

@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from disa_framework.nn.diffusion_head import DiffusionHead, TokenHead
+from disa_framework.nn.diffusion_head import TokenHead
 from disa_framework.sampling.guidance import Guidance, combine
 from disa_framework.solvers.components import Density
-from disa_framework.solvers.process import Nodes, VPCosine
+from disa_framework.solvers.process import Nodes
 from disa_framework.solvers.table import Denoiser, Step, state_precision
 
 PUBLISHED_SCALE = 1e-6
@@ -159,18 +159,3 @@ class MixtureHead(TokenHead):
 
     def loss(self, clean: Tensor, z: Tensor, *corruption: Tensor) -> Tensor:
         return -self(z).log_density(clean)
-
-
-def token_head(
-    channels: int,
-    cond_width: int,
-    depth: int,
-    width: int,
-    process: VPCosine,
-    components: int | None,
-    least_scale: float,
-) -> TokenHead:
-    """A diffusion head of a process, or a mixture head where there is a number of components."""
-    if components is None:
-        return DiffusionHead(channels, cond_width, depth, width, process)
-    return MixtureHead(channels, cond_width, depth, width, components, least_scale)

@@ -20,7 +20,7 @@ from disa_framework.sampling.order import CheckerboardOrder, HaltonOrder, TokenO
 from disa_framework.sampling.stage_sizes import ExponentialSizes, LinearSizes, StageSizes
 from disa_framework.schedules import PerStage, PiecewiseLinear, StepSchedule
 from disa_framework.schedules.base import step_count
-from disa_framework.solvers import Density, DPMSolverPP, LogSNR, PowerTime, RectifiedFlow, Solver
+from disa_framework.solvers import Density, DPMSolverPP, FlowMap, LogSNR, PowerTime, RectifiedFlow, Solver
 
 _MOST = 1000  # counts that a schedule is made of
 
@@ -290,7 +290,7 @@ class Space:
             num_stages=tuple(
                 count for count in (K, 3 * K // 4, K // 2) if model.min_stages <= count <= model.max_stages
             ),
-            solver=() if isinstance(model.process, Density) else solvers,  # which has a solver of its own
+            solver=() if isinstance(model.process, Density | FlowMap) else solvers,  # which have solvers of their own
             temperature=(0.85, 1.15),
             guided_stages=((0.0, 0.5), (0.25, 1.0)) if base.guidance.active else (),
             # Of a masked model's time the head has too little: docs/results.md.

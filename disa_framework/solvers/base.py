@@ -37,7 +37,7 @@ class Solver(ABC):
         return None
 
     def table(self, process: Process, steps: int) -> Table:
-        """As `build`, computed once."""
+        """As `build`, computed once, and checked to fit the process."""
         return _build(self, process, steps)
 
     def sample(
@@ -58,4 +58,7 @@ class Solver(ABC):
 
 @lru_cache(maxsize=4096)
 def _build(solver: Solver, process: Process, steps: int) -> Table:
-    return solver.build(process, steps)
+    table = solver.build(process, steps)
+    if not process.runs(table):
+        raise ValueError(f"{type(solver).__name__} is not for heads of {type(process).__name__}: use {process.solvers}")
+    return table

@@ -1,17 +1,35 @@
-"""Solvers of a linear flow, `dx/dt = v(x, t)` from t = 1 to 0."""
+"""Solvers of a linear flow, `dx/dt = v(x, t)` from t = 1 to 0, and its map."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from disa_framework.solvers.base import Solver
 from disa_framework.solvers.grid import Grid, Uniform
 from disa_framework.solvers.process import Process, RectifiedFlow
 from disa_framework.solvers.table import Row, Table
 from disa_framework.values import LATER, check_numbers
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class FlowMap(RectifiedFlow):
+    """A linear flow whose head knows where jumps end: at each node it predicts the mean velocity on the way to the next
+    one, and at the last node that on the way to a clean token (Boffi et al., arXiv 2505.18825)."""
+
+    solvers: ClassVar[str] = "Euler"
+
+    def runs(self, table: Table) -> bool:
+        jumps = zip(table.rows, pairwise((*table.nodes.times, self.clean)), strict=True)
+        off = (
+            (row.A + row.B * row.P - 1, row.B * row.Q - (end - start), row.C, row.D, row.S)
+            for row, (start, end) in jumps
+        )
+        return all(abs(part) < _ROUNDING for parts in off for part in parts)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from disa_framework.runtime.devices import constant
 from disa_framework.values import LATER
+
+if TYPE_CHECKING:
+    from disa_framework.solvers.table import Table
 
 Factor = float | Tensor
 """Of token or noise in `x_t`, for all tokens or for each."""
@@ -123,6 +126,10 @@ class Process(ABC):
         Raises:
             ValueError: if it depends on the factors, and they are not given.
         """
+
+    def runs(self, table: Table) -> bool:
+        """Whether such a head can be run along a table; most can along any."""
+        return True
 
 
 @dataclass(frozen=True)

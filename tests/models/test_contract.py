@@ -52,6 +52,12 @@ class TestMixtureMAR(ModelContract):
         return tiny_mar(latent_size=8, latent_channels=2, components=request.param, decoder_depth=2)
 
 
+class TestFlowMapMAR(ModelContract):
+    @pytest.fixture
+    def model(self) -> MAR:
+        return tiny_mar(latent_size=8, latent_channels=2, self_distillation=0.25, decoder_depth=2)
+
+
 class TestEMIGM(ModelContract):
     @pytest.fixture
     def model(self) -> EMIGM:

@@ -94,9 +94,10 @@ def share_left(model: ARDiffusionModel, latents: Tensor, condition: Condition) -
     return held_out() / before
 
 
-def tiny_digits(folder: Path) -> list[str]:
+def tiny_digits(folder: Path, **more: Any) -> list[str]:
     """Options of a command for a tiny MAR of digits, whose weights are written into the folder."""
-    options, weights = {**TINY, "latent_size": 8, "num_classes": 10}, folder / "tiny.safetensors"
-    safetensors.torch.save_file(tiny_mar(latent_size=8, num_classes=10).state_dict(), weights)
+    options = {**TINY, "latent_size": 8, "num_classes": 10, **more}
+    weights = folder / f"{'-'.join(('tiny', *more))}.safetensors"
+    safetensors.torch.save_file(tiny_mar(**options).state_dict(), weights)
     model = [part for name, value in options.items() for part in (f"--model.{name}", str(value))]
     return [*model, "--ckpt_path", str(weights)]

@@ -161,8 +161,13 @@ def test_the_whole_space_has_what_a_model_has() -> None:
 
 @pytest.mark.parametrize(
     ("model", "solver"),
-    [(tiny_mar(), DDPM()), (tiny_xar(), Euler()), (tiny_mar(components=3), Components())],
-    ids=["masked", "flow", "mixture"],
+    [
+        (tiny_mar(), DDPM()),
+        (tiny_xar(), Euler()),
+        (tiny_mar(components=3), Components()),
+        (tiny_mar(self_distillation=0.25), Euler()),
+    ],
+    ids=["masked", "flow", "mixture", "flow map"],
 )
 def test_all_of_the_whole_space_can_be_drawn_with(model: ARDiffusionModel, solver: Solver) -> None:
     base = model.settle(SamplingConfig(Constant(3), solver, guidance=Guidance(2.0)))
