@@ -292,13 +292,16 @@ def test_what_the_validated_weights_draw_is_shown_at_every_validation(tmp_path: 
     assert len(curves.Scalars("val_loss")) == 2 and len(curves.Scalars("train_loss")) == 1
 
 
-def test_the_distance_of_the_validated_weights_is_measured_at_every_second_validation(tmp_path: Path) -> None:
+def test_the_distance_of_the_validated_weights_is_measured_at_every_second_validation(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     network = {"class_path": "tests.evaluated.Pixels"}
     quality = {"class_path": "FID", "init_args": {"features": network, "reference": {"class_path": "DigitsData"}}}
     watched = {"metric": quality, "samples": 330, "every": 2}
     train(tmp_path, max_steps=6, limit_train_batches=2, validation=watched, logger=None)
     curves = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [point.step for point in curves.Scalars("distance")] == [1, 5]
+    assert f"{curves.Scalars('distance')[0].value:.4g}" in "".join(capfd.readouterr())
     assert [point.step for point in curves.Scalars("loss/early")] == [1, 3, 5]
 
     model, measured = load_model(tmp_path / "last.ckpt", MAR(**MODEL)), FID(Pixels(), DigitsData())

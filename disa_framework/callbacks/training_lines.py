@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class TrainingLines(Callback):
-    """Tells the step, of how many, the loss and the seconds that are left.
+    """Tells the step, of how many, the loss, the last distance if one is measured, and the seconds that are left.
 
     Args:
         say: is given a line.
@@ -35,4 +35,6 @@ class TrainingLines(Callback):
         left = (self._said - self._begun) / max(1, step - self._from) * (total - step)
         ends = f" of {total}" if math.isfinite(total) else ""
         more = f", {left:.0f} s left" if 0 < left < math.inf else ""
-        self.say(f"step {step}{ends}, loss {float(outputs['loss']):.4g}{more}")
+        distance = trainer.callback_metrics.get("distance")
+        measured = "" if distance is None else f", distance {float(distance):.4g}"
+        self.say(f"step {step}{ends}, loss {float(outputs['loss']):.4g}{measured}{more}")
