@@ -21,7 +21,7 @@ from disa_framework.callbacks import FolderWriter, LastCheckpoint, SampleFolder
 from disa_framework.data import RequestData
 from disa_framework.hub.checkpoint import apply_weights, load_weights
 from disa_framework.metrics import to_uint8
-from disa_framework.models import ARDiffusionModel
+from disa_framework.models import MAR, ARDiffusionModel
 from disa_framework.models.mar import TrainingDraws
 from disa_framework.module import ARDiffusionModule, Optimization, parameter_groups, thirds
 from disa_framework.nn.attention import AttentionLayer
@@ -149,6 +149,11 @@ class Scaled(Identity):
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_a_loss_that_training_would_not_ask_for_is_refused() -> None:
+    with pytest.raises(TypeError, match="losses"):
+        type("Mine", (MAR,), {"loss": lambda self, latents, condition, generator=None: latents.mean()})
 
 
 def test_only_the_model_and_the_tokenizer_are_kept() -> None:

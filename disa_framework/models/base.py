@@ -120,6 +120,12 @@ class ARDiffusionModel(nn.Module, ABC, Generic[State]):
     caches_features: bool = False
     _made_with: dict[str, Any]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        told = cls.losses is not ARDiffusionModel.losses and "losses" not in vars(cls)
+        if told and "loss" in vars(cls):
+            raise TypeError(f"{cls.__name__} overrides loss, but training asks its family for losses: override that")
+
     def __new__(cls, *args: Any, **options: Any) -> Self:
         model = super().__new__(cls)
         with suppress(TypeError):  # which __init__ raises, too; a copy is made without arguments, and gets those it had
