@@ -373,7 +373,7 @@ class Command:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(Bomb, r"\S+"), (Command, r"(posix|nt)\.system")])
+@pytest.mark.parametrize(("kind", "name"), [(Bomb, "getattr"), (Command, r"(posix|nt)\.system")])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_code_in_a_file_is_refused_and_never_run(kind: type[Any], name: str, zipped: bool, tmp_path: Path) -> None:
     path, crater = tmp_path / "bomb.ckpt", tmp_path / "crater"
